@@ -85,6 +85,9 @@ class TokenTrace:
     entropy: tuple[float, ...] = ()  # bits, of the original logits, rounded to float32
     hesitated: tuple[bool, ...] = ()
     vanilla_token_ids: tuple[int, ...] = ()  # what the original logits alone would have given
+    # Whether reframing changed the arg max (generation: the token). A stored array, not derived: a scored
+    # token is the task's, so it says nothing about what the combined logits preferred.
+    flipped: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -95,14 +98,7 @@ class TokenTrace:
             self.entropy + other.entropy,
             self.hesitated + other.hesitated,
             self.vanilla_token_ids + other.vanilla_token_ids,
-        )
-
-    @property
-    def flipped(self) -> tuple[bool, ...]:
-        """Whether reframing changed the token: only at a hesitation can it."""
-        return tuple(
-            h and t != v
-            for h, t, v in zip(self.hesitated, self.token_ids, self.vanilla_token_ids, strict=True)
+            self.flipped + other.flipped,
         )
 
 
