@@ -1,0 +1,1 @@
+"""Statistics as pure functions on plain values: intervals, paired comparisons, metric rows."""
