@@ -1,0 +1,77 @@
+"""Frozen records of a run as the store keeps it: what was asked of which model, and how far it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from harp_batch.records import Evaluation, Request, RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model as it was resolved when the run began."""
+
+    ref: str  # as the job file has it
+    revision: str | None
+    dtype: str
+    chat_template: bool
+    weights_sha256: str
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task as one model was asked it: every request of it, built once."""
+
+    model: str  # ModelRecord.ref
+    task: str
+    version: str
+    num_fewshot: int
+    requests: tuple[Request, ...]
+    info: dict[str, Any] = field(default_factory=dict)  # lm-eval's configuration of the task, as JSON values
+
+    @property
+    def requests_sha256(self) -> str:
+        """Hash of everything that was asked, in order: equal hashes mean comparable evaluations."""
+        digest = hashlib.sha256()
+        for r in self.requests:
+            asked = [r.key, r.prompt_sha256, r.prompt_ids, r.stop, r.max_new_tokens]
+            digest.update(json.dumps(asked).encode() + b"\n")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """Everything that is needed to start or to resume a run."""
+
+    id: str
+    name: str
+    status: RunStatus
+    created_at: datetime  # aware
+    job_yaml: str  # the effective job, loadable again
+    seed: int
+    versions: dict[str, Any]  # of harp-batch, Python, torch, ...
+    models: tuple[ModelRecord, ...]
+    tasks: tuple[TaskRecord, ...]
+    evaluations: tuple[Evaluation, ...]  # each names a model and a task of the two fields above
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One line of a list of runs."""
+
+    id: str
+    name: str
+    status: RunStatus
+    created_at: datetime  # UTC
+    finished_at: datetime | None  # UTC; None while the run is running
+    evaluations: int
+    requests: int  # answers that make the run complete
+    answered: int  # answers that are committed, errors included
+    errors: int
+    error: str | None  # why the run failed
