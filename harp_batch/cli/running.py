@@ -1,0 +1,60 @@
+"""What `submit` and `resume` share: watch a run, show its results, exit as it ended."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from harp_batch.cli.failures import INCOMPLETE, INTERRUPTED
+from harp_batch.cli.progress import ProgressReport, display
+from harp_batch.cli.results import show_results
+from harp_batch.records import RunStatus
+
+if TYPE_CHECKING:
+    from harp_batch.service.progress import Observer
+    from harp_batch.store import RunSummary
+
+EXIT_CODES = {RunStatus.DONE: 0, RunStatus.INTERRUPTED: INTERRUPTED}
+
+
+def attend(work: Callable[[Observer], RunSummary], db_url: str) -> None:
+    """Do the work with progress on stderr, then results on stdout and the next commands on stderr."""
+    with display() as screen:
+        run = work(ProgressReport(screen))
+    if run.status is RunStatus.DONE:
+        show_results(db_url, run.id, "table")
+    context = click.get_current_context()
+    click.echo(ending(run, _db_option(context, db_url)), err=True)
+    context.exit(EXIT_CODES.get(run.status, INCOMPLETE))
+
+
+def ending(run: RunSummary, db_option: str = "") -> str:
+    """How the run ended, and the commands one would type next."""
+    commands = _after_success(run) if run.status is RunStatus.DONE else [f"harp-batch resume {run.id}"]
+    return "\n".join([_sentence(run), "", *(f"  {command}{db_option}" for command in commands)])
+
+
+def _db_option(context: click.Context, db_url: str) -> str:
+    """``--db URL``, without a password, where it was typed; elsewhere nothing needs repeating."""
+    if context.get_parameter_source("db_url") is not ParameterSource.COMMANDLINE:
+        return ""
+    from harp_batch.store.database import parse_url, show
+
+    return f" --db {shlex.quote(show(parse_url(db_url)))}"
+
+
+def _sentence(run: RunSummary) -> str:
+    errors = f", {run.errors} of them errors" if run.errors else ""
+    reason = f": {run.error}" if run.error else ""
+    return (
+        f"run {run.name} ({run.id}) is {run.status}, {run.answered} of {run.requests} answers{errors}{reason}"
+    )
+
+
+def _after_success(run: RunSummary) -> list[str]:
+    wrong = f"select * from answers where run_id = '{run.id}' and not correct"  # noqa: S608 (only shown)
+    return [f"harp-batch results {run.id}", f'harp-batch query "{wrong}"']

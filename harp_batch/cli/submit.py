@@ -1,0 +1,78 @@
+"""``harp-batch submit``: a job file becomes a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harp_batch.cli.options import address_option, data_dir_option, db_option
+from harp_batch.cli.output import write_rows
+from harp_batch.cli.progress import ProgressReport, display
+from harp_batch.cli.running import attend
+
+if TYPE_CHECKING:
+    from harp_batch.job import JobSpec
+
+
+@click.command()
+@click.argument("job", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change a key of the job, as in cluster.actors=2 or methods.1.harp.theta=1.5; may be repeated.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N documents of a task."
+)
+@data_dir_option
+@db_option
+@address_option
+@click.option("--dry-run", is_flag=True, help="Check everything and show what would run, then stop.")
+def submit(
+    job: Path,
+    overrides: tuple[str, ...],
+    limit: int | None,
+    data_dir: Path | None,
+    db_url: str,
+    address: str | None,
+    dry_run: bool,
+) -> None:
+    """Run the job file JOB and show its results.
+
+    Bad input is refused before anything starts. Every finished answer is in the database at once:
+    after an interruption `harp-batch resume RUN` decodes only what is missing.
+
+    \b
+    Examples:
+      harp-batch submit jobs/demo.yaml
+      harp-batch submit jobs/gsm8k.yaml --limit 40 --data-dir datasets
+      harp-batch submit jobs/gsm8k.yaml --set cluster.actors=2 --dry-run
+    """
+    from harp_batch.job import load_job
+
+    spec = load_job(job, overrides=overrides, limit=limit)
+    if dry_run:
+        _show_plan(spec, data_dir)
+        return
+    from harp_batch import service
+
+    attend(
+        lambda observer: service.submit(
+            spec, data_dir=data_dir, db_url=db_url, address=address, observer=observer
+        ),
+        db_url,
+    )
+
+
+def _show_plan(spec: JobSpec, data_dir: Path | None) -> None:
+    from harp_batch import service
+
+    with display() as screen:
+        plan = service.plan(spec, data_dir, ProgressReport(screen))
+    rows = [[e.model, e.task, e.method, e.requests] for e in plan.run.evaluations]
+    write_rows(["model", "task", "method", "documents"], rows, "table")
+    click.echo("dry run: the job is sound; nothing was stored or started", err=True)
