@@ -75,7 +75,7 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
             _refuse("anchors and aliases (& and *) are not allowed; write the value out", event)
         if getattr(event, "tag", None) is not None:
             _refuse("tags (!) are not allowed; write the plain value", event)
-        if self._depth > MAX_NESTING:
+        if self._depth >= MAX_NESTING and isinstance(event, yaml.CollectionStartEvent):
             _refuse(f"nested deeper than {MAX_NESTING} levels", event)
         self._depth += 1
         try:
