@@ -80,7 +80,7 @@ class Pace:
             total=e.total,
             errors=e.errors,
             accuracy=_share(e.correct, e.scored),
-            tokens_per_second=_share(e.output_tokens, seconds),
+            tokens_per_second=_share(e.output_tokens, seconds) or None,
             hesitation_rate=_share(e.hesitations, e.traced_tokens),
             seconds_left=(e.total - e.done) * seconds / fresh if fresh and e.done < e.total else None,
         )

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 from harp_batch.cli.pace import Line, Pace
+from harp_batch.cli.status import short_id
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -47,7 +48,7 @@ class ProgressReport:
 
     def started(self, run: RunSummary) -> None:
         self._display.say(
-            f"run {run.name} ({run.id}): {run.evaluations} evaluations, "
+            f"run {run.name} ({short_id(run)}): {run.evaluations} evaluations, "
             f"{run.requests - run.answered} of {run.requests} answers to go"
         )
 

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from harp_batch.cli.failures import INCOMPLETE, INTERRUPTED
 from harp_batch.cli.progress import ProgressReport, display
 from harp_batch.cli.results import show_results
+from harp_batch.cli.status import short_id
 from harp_batch.records import RunStatus
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def attend(work: Callable[[Observer], RunSummary], db_url: str) -> None:
 
 def ending(run: RunSummary, db_option: str = "") -> str:
     """How the run ended, and the commands one would type next."""
-    commands = _after_success(run) if run.status is RunStatus.DONE else [f"harp-batch resume {run.id}"]
+    commands = _after_success(run) if run.status is RunStatus.DONE else [f"harp-batch resume {short_id(run)}"]
     return "\n".join([_sentence(run), "", *(f"  {command}{db_option}" for command in commands)])
 
 
@@ -50,11 +51,9 @@ def _db_option(context: click.Context, db_url: str) -> str:
 def _sentence(run: RunSummary) -> str:
     errors = f", {run.errors} of them errors" if run.errors else ""
     reason = f": {run.error}" if run.error else ""
-    return (
-        f"run {run.name} ({run.id}) is {run.status}, {run.answered} of {run.requests} answers{errors}{reason}"
-    )
+    return f"run {run.name} ({short_id(run)}) is {run.status}, {run.answered} of {run.requests} answers{errors}{reason}"
 
 
 def _after_success(run: RunSummary) -> list[str]:
     wrong = f"select * from answers where run_id = '{run.id}' and not correct"  # noqa: S608 (only shown)
-    return [f"harp-batch results {run.id}", f'harp-batch query "{wrong}"']
+    return [f"harp-batch results {short_id(run)}", f'harp-batch query "{wrong}"']

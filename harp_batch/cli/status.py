@@ -59,11 +59,16 @@ def people_table(runs: list[RunSummary]) -> tuple[list[str], list[list[Any]]]:
     return columns, [_row(run) for run in runs]
 
 
+def short_id(run: RunSummary) -> str:
+    """As much of a run's id as people need to name it."""
+    return run.id[:8]
+
+
 def _row(run: RunSummary) -> list[Any]:
     took = (run.finished_at - run.created_at).total_seconds() if run.finished_at else None
     return [
         run.name,
-        run.id,
+        short_id(run),
         str(run.status),
         f"{run.created_at.astimezone():%Y-%m-%d %H:%M}",
         numbers.duration(took),
