@@ -32,11 +32,11 @@ class Line:
     def facts(self) -> list[str]:
         """What is known, in words; what is undefined is left out."""
         known = [
+            (self.seconds_left is not None, f"{numbers.duration(self.seconds_left)} left"),
+            (self.errors > 0, f"{self.errors} error{'s' * (self.errors != 1)}"),
             (self.accuracy is not None, f"{numbers.percent(self.accuracy)} right"),
             (self.tokens_per_second is not None, f"{numbers.rate(self.tokens_per_second)} tokens/s"),
             (self.hesitation_rate is not None, f"hesitates at {numbers.percent(self.hesitation_rate)}"),
-            (self.errors > 0, f"{self.errors} error{'s' * (self.errors != 1)}"),
-            (self.seconds_left is not None, f"{numbers.duration(self.seconds_left)} left"),
         ]
         return [text for shown, text in known if shown]
 

@@ -57,11 +57,11 @@ class ProgressReport:
 
     def progress(self, progress: Progress) -> None:
         lines = self._pace.lines(progress)
+        self._display.show([line for line in lines if not line.complete])
         for index, line in enumerate(lines):
             if line.complete and index not in self._ended:
                 self._ended.add(index)
                 self._display.say(f"done: {line}")
-        self._display.show([line for line in lines if not line.complete])
 
     def finished(self, run: RunSummary) -> None:  # noqa: ARG002 (the command itself says how it ended)
         self._display.show([])
@@ -141,9 +141,9 @@ def bars(lines: list[Line]) -> RenderableType:
     for line in lines:
         grid.add_row(
             Text(line.label),
-            ProgressBar(total=line.total, completed=line.done, width=24),
+            ProgressBar(total=line.total, completed=line.done, width=16),
             Text(f"{line.done}/{line.total}"),
-            Text(" · ".join(line.facts)),
+            Text(" · ".join(line.facts), no_wrap=True, overflow="ellipsis"),
         )
     return grid
 

@@ -119,7 +119,7 @@ def test_facts_of_a_line() -> None:
             10.0,
         ),
     )
-    assert str(line) == ("t · harp: 5/10, 75.0% right, 5.0 tokens/s, hesitates at 40.0%, 1 error, 10 s left")
+    assert str(line) == ("t · harp: 5/10, 10 s left, 1 error, 75.0% right, 5.0 tokens/s, hesitates at 40.0%")
 
 
 def test_the_model_is_named_where_there_are_several() -> None:
@@ -154,7 +154,7 @@ def test_plain_lines_come_every_ten_seconds_and_only_of_what_moves() -> None:
     with PlainLines(stream, clock) as screen:
         for clock.now in [0.0, 4.0, 9.9, 10.0, 10.1, 19.0, 20.5]:
             screen.show([moving, waiting])
-    assert stream.getvalue().splitlines() == ["t · greedy: 1/10, 5.0 tokens/s, 9 s left"] * 2
+    assert stream.getvalue().splitlines() == ["t · greedy: 1/10, 9 s left, 5.0 tokens/s"] * 2
 
 
 def console() -> Console:
