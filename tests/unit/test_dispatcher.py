@@ -1,0 +1,182 @@
+"""The dispatcher's promises: nothing lost, nothing twice, always an end."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from harp_batch.cluster.dispatcher import Dispatcher, Lease, cut
+from harp_batch.records import Request, RequestKind, Shard
+
+
+def requests(count: int) -> list[Request]:
+    return [Request("t", doc, 0, RequestKind.GENERATE, "p", (1,)) for doc in range(count)]
+
+
+def shards(*sizes: int) -> list[Shard]:
+    """One evaluation a shard, so that (evaluation, doc_id) is unique."""
+    return [Shard(number, f"e{number}", tuple(requests(size))) for number, size in enumerate(sizes)]
+
+
+def keys(lease: Lease) -> list[tuple[int, int]]:
+    return [(r.doc_id, r.repeat) for r in lease.requests]
+
+
+def leased(dispatcher: Dispatcher, actor: str) -> Lease:
+    lease = dispatcher.next_for(actor)
+    assert lease is not None
+    return lease
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(0, 4, []), (4, 4, [4]), (9, 4, [4, 4, 1]), (3, 1, [1, 1, 1])]
+)
+def test_cut_keeps_order_and_size(count: int, size: int, sizes: list[int]) -> None:
+    pieces = list(cut(7, "e", requests(count), size))
+    assert [len(piece.requests) for piece in pieces] == sizes
+    assert [piece.id for piece in pieces] == list(range(7, 7 + len(sizes)))
+    assert [r for piece in pieces for r in piece.requests] == requests(count)
+
+
+def test_shards_leave_in_order_and_then_none() -> None:
+    dispatcher = Dispatcher(shards(2, 2, 1))
+    assert [leased(dispatcher, a).shard_id for a in "aba"] == [0, 1, 2]
+    assert dispatcher.next_for("a") is None
+    assert (dispatcher.load("a"), dispatcher.load("b"), dispatcher.remaining) == (3, 2, 5)
+
+
+def test_no_shards_and_empty_shards_are_done() -> None:
+    assert Dispatcher([]).done
+    assert Dispatcher(shards(0, 0)).done
+
+
+def test_an_answer_counts_once() -> None:
+    dispatcher = Dispatcher(shards(2))
+    lease = leased(dispatcher, "a")
+    assert dispatcher.accept(lease.id, [(0, 0)]) == {(0, 0)}
+    assert dispatcher.accept(lease.id, [(0, 0), (1, 0)]) == {(1, 0)}
+    assert dispatcher.done
+    assert dispatcher.accept(lease.id, [(1, 0)]) == set()
+
+
+def test_fresh_changes_nothing() -> None:
+    dispatcher = Dispatcher(shards(2))
+    lease = leased(dispatcher, "a")
+    assert dispatcher.fresh(lease.id, [(0, 0)]) == dispatcher.fresh(lease.id, [(0, 0)]) == {(0, 0)}
+    assert dispatcher.remaining == 2
+
+
+def test_answers_to_questions_nobody_asked_are_refused() -> None:
+    dispatcher = Dispatcher(shards(2))
+    lease = leased(dispatcher, "a")
+    assert dispatcher.accept(lease.id, [(99, 0), (0, 1)]) == set()
+    assert dispatcher.accept((5, 1), [(0, 0)]) == set()
+
+
+def test_a_lost_actor_returns_only_what_it_had_not_answered_and_it_goes_out_first() -> None:
+    dispatcher = Dispatcher(shards(3, 2, 2))
+    first, second = leased(dispatcher, "a"), leased(dispatcher, "a")
+    dispatcher.accept(first.id, [(1, 0)])
+    assert dispatcher.actor_lost("a") == []
+    again = [leased(dispatcher, "b") for _ in range(3)]
+    assert [lease.shard_id for lease in again] == [0, 1, 2]
+    assert keys(again[0]) == [(0, 0), (2, 0)]
+    assert keys(again[1]) == keys(second)
+
+
+def test_answers_of_an_old_epoch_are_refused() -> None:
+    dispatcher = Dispatcher(shards(2))
+    old = leased(dispatcher, "a")
+    dispatcher.actor_lost("a")
+    assert dispatcher.accept(old.id, keys(old)) == set()
+    new = leased(dispatcher, "b")
+    assert dispatcher.accept(old.id, keys(old)) == set()
+    assert dispatcher.accept(new.id, keys(new)) == set(keys(new))
+
+
+def test_losing_an_actor_twice_costs_one_attempt() -> None:
+    dispatcher = Dispatcher(shards(1), max_attempts=2)
+    leased(dispatcher, "a")
+    assert dispatcher.actor_lost("a") == []
+    assert dispatcher.actor_lost("a") == []
+    assert leased(dispatcher, "b").epoch == 2
+
+
+def test_after_the_last_attempt_the_rest_is_given_up_and_must_be_accepted() -> None:
+    dispatcher = Dispatcher(shards(2, 1), max_attempts=2)
+    dispatcher.accept(leased(dispatcher, "a").id, [(0, 0)])
+    assert dispatcher.actor_lost("a") == []
+    leased(dispatcher, "b")
+    (given_up,) = dispatcher.actor_lost("b")
+    assert (given_up.actor, keys(given_up)) == (None, [(1, 0)])
+    assert leased(dispatcher, "c").shard_id == 1
+    assert dispatcher.remaining == 2
+    assert dispatcher.accept(given_up.id, keys(given_up)) == {(1, 0)}
+    assert dispatcher.remaining == 1
+
+
+class DispatcherMachine(RuleBasedStateMachine):
+    """Actors that answer, lie, stall and die in any order; the oracle is a plain tally of answers."""
+
+    @initialize(sizes=st.lists(st.integers(0, 4), max_size=5), attempts=st.integers(1, 3))
+    def start(self, sizes: list[int], attempts: int) -> None:
+        self.dispatcher = Dispatcher(shards(*sizes), max_attempts=attempts)
+        self.attempts = attempts
+        self.wanted = {(number, doc, 0) for number, size in enumerate(sizes) for doc in range(size)}
+        self.accepted: list[tuple[int, int, int]] = []
+        self.leases: list[Lease] = []  # every lease ever, current or not
+        self.dead: set[str | None] = set()
+        self.names = iter(range(10_000))
+        self.actors = ["x", "y"]
+
+    @rule(which=st.integers(0, 1))
+    def lease(self, which: int) -> None:
+        lease = self.dispatcher.next_for(self.actors[which])
+        if lease is not None:
+            assert {(lease.shard_id, *key) for key in keys(lease)}.isdisjoint(self.accepted)
+            assert lease.epoch <= self.attempts
+            self.leases.append(lease)
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        answered = data.draw(st.lists(st.sampled_from([*keys(lease), (77, 0)]), max_size=6))
+        new = self.dispatcher.accept(lease.id, answered)
+        assert not new or lease.actor not in self.dead
+        self.accepted += [(lease.shard_id, *key) for key in new]
+
+    @rule(which=st.integers(0, 1))
+    def lose(self, which: int) -> None:
+        lost = self.actors[which]
+        self.leases += self.dispatcher.actor_lost(lost)
+        self.dead.add(lost)
+        self.actors[which] = f"actor-{next(self.names)}"
+
+    @invariant()
+    def nothing_twice_and_nothing_invented(self) -> None:
+        if hasattr(self, "dispatcher"):
+            assert len(self.accepted) == len(set(self.accepted))
+            assert self.wanted.issuperset(self.accepted)
+            assert self.dispatcher.remaining == len(self.wanted) - len(self.accepted)
+            assert self.dispatcher.done == (self.dispatcher.remaining == 0)
+
+    def teardown(self) -> None:
+        """From any state, an actor that works ends it, and everything is answered once."""
+        if not hasattr(self, "dispatcher"):
+            return
+        for actor in self.actors:
+            self.leases += self.dispatcher.actor_lost(actor)
+        while lease := self.dispatcher.next_for("last"):
+            self.leases.append(lease)
+        for lease in self.leases:
+            new = self.dispatcher.accept(lease.id, keys(lease))
+            self.accepted += [(lease.shard_id, *key) for key in new]
+        assert self.dispatcher.done
+        assert sorted(self.accepted) == sorted(self.wanted)
+
+
+DispatcherMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestDispatcherStates = DispatcherMachine.TestCase
