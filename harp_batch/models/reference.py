@@ -54,6 +54,8 @@ def parse_reference(ref: str, revision: str | None = None) -> Reference:
     if ref.startswith("wheel:"):
         return _parse_wheel(ref)
     path = Path(ref).expanduser()
+    if not ref:  # or it would be the working directory
+        raise ModelError(f"a model's reference is empty; a model is {FORMS}")
     if ref.endswith(".gguf"):
         return _existing_file(ref, path)
     if path.is_dir():
