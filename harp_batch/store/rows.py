@@ -54,6 +54,7 @@ def answer_row(answer: Answer) -> Row:
         "entropy": entropy,
         "hesitated": trace.hesitated,
         "vanilla_token_ids": trace.vanilla_token_ids,
+        "flipped": trace.flipped,
     }
 
 
@@ -70,18 +71,13 @@ def _require_json(name: str, value: Any) -> None:
 
 
 def _require_one_length(name: str, trace: TokenTrace) -> None:
-    lengths = {len(trace.entropy), len(trace.hesitated), len(trace.vanilla_token_ids), len(trace)}
-    if len(lengths) > 1:
+    columns = (trace.token_ids, trace.entropy, trace.hesitated, trace.vanilla_token_ids, trace.flipped)
+    if len(set(map(len, columns))) > 1:
         raise ValueError(f"{name}: the columns of its trace differ in length")
 
 
 def answer_of(row: sa.RowMapping) -> Answer:
     """The answer of a row; its trace is empty where the row was read without it."""
-    trace = (
-        TokenTrace(row["token_ids"], row["entropy"], row["hesitated"], row["vanilla_token_ids"])
-        if "token_ids" in row
-        else TokenTrace()
-    )
     return Answer(
         evaluation_id=row["evaluation_id"],
         doc_id=row["doc_id"],
@@ -89,13 +85,23 @@ def answer_of(row: sa.RowMapping) -> Answer:
         finish_reason=FinishReason(row["finish_reason"]),
         text=row["text"],
         choices=tuple((logprob, is_greedy) for logprob, is_greedy in row["choices"]),
-        trace=trace,
+        trace=_trace_of(row) if "token_ids" in row else TokenTrace(),
         prompt_tokens=row["prompt_tokens"],
         forward_tokens=row["forward_tokens"],
         seconds=row["seconds"],
         error=row["error"],
         scores=row["scores"],
         correct=row["correct"],
+    )
+
+
+def _trace_of(row: sa.RowMapping) -> TokenTrace:
+    return TokenTrace(
+        token_ids=row["token_ids"],
+        entropy=row["entropy"],
+        hesitated=row["hesitated"],
+        vanilla_token_ids=row["vanilla_token_ids"],
+        flipped=row["flipped"],
     )
 
 

@@ -162,6 +162,7 @@ class AnswerRow(Base):
     entropy: Mapped[tuple[float, ...]]
     hesitated: Mapped[tuple[bool, ...]]
     vanilla_token_ids: Mapped[tuple[int, ...]]
+    flipped: Mapped[tuple[bool, ...]]
 
 
 # Counting a run's errors must not read its answers.

@@ -31,7 +31,7 @@ from harp_batch.store.schema import (
 )
 from harp_batch.store.views import RESULTS
 
-_TRACE = {"token_ids", "entropy", "hesitated", "vanilla_token_ids"}
+_TRACE = {"token_ids", "entropy", "hesitated", "vanilla_token_ids", "flipped"}
 _CHUNK = 500  # answers held in memory while they are read
 _RESULTS = sa.table("results", *(sa.column(name) for name in RESULTS))
 

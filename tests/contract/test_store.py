@@ -182,12 +182,15 @@ class TestAnswers:
     @pytest.mark.parametrize(
         ("name", "bad"),
         [
-            ("entropy", {"trace": TokenTrace((1,), (math.nan,), (False,), (1,))}),
-            ("entropy", {"trace": TokenTrace((1,), (1e39,), (False,), (1,))}),  # infinite as float32
+            ("entropy", {"trace": TokenTrace((1,), (math.nan,), (False,), (1,), (False,))}),
+            (
+                "entropy",
+                {"trace": TokenTrace((1,), (1e39,), (False,), (1,), (False,))},
+            ),  # infinite as float32
             ("choices", {"choices": ((-math.inf, False),)}),
             ("scores", {"scores": {"perplexity,none": [1.0, math.inf]}}),
             ("seconds", {"seconds": math.nan}),
-            ("trace", {"trace": TokenTrace((1, 2), (0.5,), (False,), (1,))}),
+            ("trace", {"trace": TokenTrace((1,), (0.5,), (False,), (1,), ())}),
         ],
     )
     def test_one_bad_answer_stops_its_batch(self, store: Store, greedy: str, name: str, bad: dict) -> None:

@@ -74,7 +74,9 @@ def an_answer(evaluation_id: str, doc_id: int = 0, repeat: int = 0, **changes: A
     fields = {
         "finish_reason": FinishReason.STOP,
         "text": "4 is the answer",
-        "trace": TokenTrace((7, 8, 9), (0.5, 1.25, 3.0), (False, True, True), (7, 8, 2)),
+        "trace": TokenTrace(
+            (7, 8, 9), (0.5, 1.25, 3.0), (False, True, True), (7, 8, 2), (False, False, True)
+        ),
         "prompt_tokens": 3,
         "forward_tokens": 12,
         "seconds": 0.25,

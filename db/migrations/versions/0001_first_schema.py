@@ -70,31 +70,28 @@ LEFT JOIN requests q ON q.request_set_id = s.id AND q.doc_id = a.doc_id AND q.re
 TOKENS_POSTGRESQL = """
 CREATE VIEW tokens AS
 SELECT s.run_id, s.model, s.task, e.method, a.doc_id, a.repeat, CAST(t.place - 1 AS INTEGER) AS step,
-    t.token_id, t.entropy, t.hesitated, t.vanilla_token_id,
-    t.hesitated AND t.token_id <> t.vanilla_token_id AS flipped
+    t.token_id, t.entropy, t.hesitated, t.vanilla_token_id, t.flipped
 FROM request_sets s
 JOIN evaluations e ON e.request_set_id = s.id
 JOIN answer_rows a ON a.evaluation_id = e.id
 CROSS JOIN LATERAL unnest(
-    a.token_ids, CAST(CAST(a.entropy AS TEXT) AS DOUBLE PRECISION[]), a.hesitated, a.vanilla_token_ids
-) WITH ORDINALITY AS t(token_id, entropy, hesitated, vanilla_token_id, place)
+    a.token_ids, CAST(CAST(a.entropy AS TEXT) AS DOUBLE PRECISION[]), a.hesitated, a.vanilla_token_ids,
+    a.flipped
+) WITH ORDINALITY AS t(token_id, entropy, hesitated, vanilla_token_id, flipped, place)
 """
 
-# The arrays are read by position: joining four json_each on their keys takes the square of the length.
+# The arrays are read by position: joining five json_each on their keys takes the square of the length.
 TOKENS_SQLITE = """
 CREATE VIEW tokens AS
-SELECT run_id, model, task, method, doc_id, repeat, step, token_id, entropy, hesitated, vanilla_token_id,
-    hesitated AND token_id <> vanilla_token_id AS flipped
-FROM (
-    SELECT s.run_id, s.model, s.task, e.method, a.doc_id, a.repeat, t.key AS step, t.value AS token_id,
-        json_extract(a.entropy, '$[' || t.key || ']') AS entropy,
-        json_extract(a.hesitated, '$[' || t.key || ']') AS hesitated,
-        json_extract(a.vanilla_token_ids, '$[' || t.key || ']') AS vanilla_token_id
-    FROM request_sets s
-    JOIN evaluations e ON e.request_set_id = s.id
-    JOIN answer_rows a ON a.evaluation_id = e.id
-    JOIN json_each(a.token_ids) t
-)
+SELECT s.run_id, s.model, s.task, e.method, a.doc_id, a.repeat, t.key AS step, t.value AS token_id,
+    json_extract(a.entropy, '$[' || t.key || ']') AS entropy,
+    json_extract(a.hesitated, '$[' || t.key || ']') AS hesitated,
+    json_extract(a.vanilla_token_ids, '$[' || t.key || ']') AS vanilla_token_id,
+    json_extract(a.flipped, '$[' || t.key || ']') AS flipped
+FROM request_sets s
+JOIN evaluations e ON e.request_set_id = s.id
+JOIN answer_rows a ON a.evaluation_id = e.id
+JOIN json_each(a.token_ids) t
 """
 
 
@@ -234,6 +231,7 @@ def create_answer_tables() -> None:
         sa.Column("entropy", reals, nullable=False),
         sa.Column("hesitated", flags, nullable=False),
         sa.Column("vanilla_token_ids", ints, nullable=False),
+        sa.Column("flipped", flags, nullable=False),
         sa.PrimaryKeyConstraint("evaluation_id", "doc_id", "repeat", name="pk_answer_rows"),
         sa.ForeignKeyConstraint(
             ["evaluation_id"], ["evaluations.id"], name="fk_answer_rows_evaluation_id", ondelete="CASCADE"
