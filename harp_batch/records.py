@@ -9,6 +9,7 @@ compared in a test and stored anywhere. Data flows one way through them:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -124,6 +125,10 @@ class Score:
     prompt_tokens: int
     forward_tokens: int
     seconds: float
+
+    def __iter__(self) -> Iterator[Any]:
+        """Unpack as lm-eval's users expect: ``logprob, is_greedy, trace = score``."""
+        return iter((self.logprob, self.is_greedy, self.trace))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,353 @@
+"""The decoding engine: a step is schedule, run, postprocess."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harp_batch.decode import harp
+from harp_batch.decode.batcher import Batcher, Limits
+from harp_batch.decode.limits import context_length, kv_positions
+from harp_batch.decode.methods import Method
+from harp_batch.decode.runner import ModelRunner
+from harp_batch.decode.sequence import Owner, Scoring, Sequence, Work
+from harp_batch.decode.text import StopStrings, Tokenizer
+from harp_batch.errors import UserError
+from harp_batch.records import Completion, Request, RequestKind, Score
+
+_STEP_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RequestError:
+    """Why one request has no answer; the others go on."""
+
+    message: str
+
+
+Outcome = Completion | tuple[Score, ...] | RequestError
+
+
+class Engine:
+    """Continuous batching over one model, for any mixture of methods and of generation and scoring.
+
+    Args:
+        model: a transformers causal language model; its attention implementation is replaced.
+        tokenizer: needed for requests with stop strings.
+        slots: how many sequences are decoded together at most.
+        max_length: positions of the longest sequence; default: the model's context.
+
+    Raises:
+        ModelError: the architecture cannot run packed batches.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer | None = None, slots: int = 64, max_length: int | None = None
+    ) -> None:
+        if slots < 1:
+            raise UserError(f"slots must be 1 or more, not {slots}")
+        self.runner = ModelRunner(model, slots=0, length=0)
+        limit = context_length(model.config)
+        self.context = min(max_length or limit, limit)
+        budget = kv_positions(self.runner.kv_bytes_per_position, self.runner.device)
+        self.batcher = Batcher(Limits(slots, budget, _STEP_ROWS))
+        self.steps = 0  # forwards so far: what a watchdog watches
+        self._tokenizer = tokenizer
+        self._stop_ids = _stop_token_ids(model, tokenizer)
+        self._rejected: list[tuple[Hashable, Outcome]] = []
+        self._choices: dict[Hashable, list[Scoring]] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call of `step` would do anything."""
+        return self.batcher.busy or bool(self._rejected)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are queued and not yet in the batch."""
+        return len({owner.ticket for owner in self.batcher.waiting})
+
+    # -- requests in, outcomes out ------------------------------------------------------------------------
+
+    def submit(self, ticket: Hashable, request: Request, method: Method, seed: int) -> None:
+        """Queue a request; its outcome comes back from a later `step` under ``ticket``."""
+        if request.kind is RequestKind.LOGLIKELIHOOD:
+            pairs = [(c.context_ids, c.continuation_ids) for c in request.choices]
+            self._add_scoring(ticket, request.key, pairs, method, seed)
+            return
+        stop = _Stop(self._stop_ids, self._stop_strings(request.stop))
+        self._add_sequence(
+            ticket, request.key, request.prompt_ids, method, seed, request.max_new_tokens, stop
+        )
+
+    def step(self) -> list[tuple[Hashable, Outcome]]:
+        """Run one forward and return the requests that it finished (possibly none)."""
+        outcomes, self._rejected = self._rejected, []
+        started = time.perf_counter()
+        work = self._schedule()
+        if work:
+            self._postprocess(work, self.runner.forward([w.chunk for w in work]))
+            self._account(work, time.perf_counter() - started)
+        return outcomes + self._retire()
+
+    def generate(
+        self,
+        prompts: Seq[Seq[int]],
+        *,
+        method: Method,
+        max_new_tokens: int,
+        stop_token_ids: Seq[int] = (),
+        seed: int = 0,
+        request_keys: Seq[str] | None = None,
+    ) -> list[Completion]:
+        """Continue every prompt (token ids); the completions are in the prompts' order.
+
+        ``request_keys`` name the prompts for masks; default: "0", "1", … A stop token ends a completion and is
+        its last token.
+
+        Raises:
+            UserError: a prompt is empty or does not fit the context.
+        """
+        keys = request_keys or [str(i) for i in range(len(prompts))]
+        for i, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
+            stop = _Stop(frozenset(stop_token_ids), None)
+            self._add_sequence(i, key, tuple(prompt), method, seed, max_new_tokens, stop)
+        outcomes = self._drain()
+        return [outcomes[i] for i in range(len(prompts))]
+
+    def loglikelihood(
+        self,
+        pairs: Seq[tuple[Seq[int], Seq[int]]],
+        *,
+        method: Method,
+        seed: int = 0,
+        request_keys: Seq[str] | None = None,
+    ) -> list[Score]:
+        """Score every (context ids, continuation ids); a score unpacks to (logprob, is_greedy, trace).
+
+        Raises:
+            UserError: a context or continuation is empty, or the two do not fit the context.
+        """
+        keys = request_keys or [str(i) for i in range(len(pairs))]
+        for i, (key, (context, continuation)) in enumerate(zip(keys, pairs, strict=True)):
+            self._add_scoring(i, key, [(tuple(context), tuple(continuation))], method, seed)
+        outcomes = self._drain()
+        return [outcomes[i][0] for i in range(len(pairs))]
+
+    def _drain(self) -> dict[Hashable, Any]:
+        outcomes: dict[Hashable, Any] = {}
+        try:
+            while self.busy:
+                outcomes.update(self.step())
+        except BaseException:
+            self.batcher = Batcher(self.batcher.limits)  # leave nothing behind for the next call
+            self._choices.clear()
+            raise
+        for index, outcome in outcomes.items():
+            if isinstance(outcome, RequestError):
+                raise UserError(f"request {index}: {outcome.message}")
+        return outcomes
+
+    # -- admission ----------------------------------------------------------------------------------------
+
+    def _add_sequence(
+        self,
+        ticket: Hashable,
+        key: str,
+        prompt: tuple[int, ...],
+        method: Method,
+        seed: int,
+        max_new_tokens: int,
+        stop: _Stop,
+    ) -> None:
+        problem = self._too_long(len(prompt) + 1, len(prompt))
+        if problem:
+            self._rejected.append((ticket, RequestError(problem)))
+            return
+        room = min(max_new_tokens, self.context - len(prompt))
+        self.batcher.add(
+            Sequence(
+                ticket=ticket,
+                key=key,
+                seed=seed,
+                method=method,
+                tokens=list(prompt),
+                prompt_tokens=len(prompt),
+                max_new_tokens=room,
+                stop=stop,
+            )
+        )
+
+    def _add_scoring(
+        self,
+        ticket: Hashable,
+        key: str,
+        pairs: Seq[tuple[tuple[int, ...], tuple[int, ...]]],
+        method: Method,
+        seed: int,
+    ) -> None:
+        problems = [self._too_long(len(c) + len(t) - 1, min(len(c), len(t))) for c, t in pairs]
+        if any(problems):
+            self._rejected.append((ticket, RequestError(next(p for p in problems if p))))
+            return
+        self._choices[ticket] = [
+            Scoring(ticket=ticket, key=key, seed=seed, method=method, context=context, targets=targets)
+            for context, targets in pairs
+        ]
+        for scoring in self._choices[ticket]:
+            self.batcher.add(scoring)
+
+    def _too_long(self, positions: int, least: int) -> str | None:
+        if least < 1:
+            return "the prompt or the continuation is empty"
+        if positions > self.context:
+            return f"the prompt needs {positions} positions and the model's context has {self.context}"
+        return None
+
+    def _stop_strings(self, strings: Seq[str]) -> StopStrings | None:
+        if not strings:
+            return None
+        if self._tokenizer is None:
+            raise UserError("stop strings need a tokenizer: pass it to Engine(model, tokenizer)")
+        return StopStrings(self._tokenizer, strings)
+
+    # -- one step -----------------------------------------------------------------------------------------
+
+    def _schedule(self) -> list[Work]:
+        self.batcher.admit()
+        pool = self.runner.original
+        slots, length = self.batcher.slots, self.batcher.length
+        if length and (slots, length) != (pool.slots, pool.length):
+            kept = sum(1 for s in self.batcher.live if s.cached)
+            self.runner.resize(slots, length, kept)
+        return self.batcher.work()
+
+    @torch.inference_mode()
+    def _postprocess(self, work: list[Work], logits: Tensor) -> None:
+        """Logits [R, V] of all outputs: observe the original rows, combine the reframed, settle both."""
+        for w in work:
+            w.owner.ran(w.chunk)
+        rows = [(w.owner, step, w.reframed) for w in work for step in w.steps]
+        settled = self._observe(rows, logits)
+        settled += self._combine(rows, logits)
+        if settled:
+            self._settle(settled)
+
+    def _observe(self, rows: list[tuple[Any, int, bool]], logits: Tensor) -> list[tuple[Any, int, Tensor]]:
+        """Entropy and vanilla token of every original row; the rows that do not hesitate."""
+        index = [i for i, (_, _, reframed) in enumerate(rows) if not reframed]
+        if not index:
+            return []
+        block = logits if len(index) == len(rows) else logits[index]
+        owners = [rows[i][0] for i in index]
+        entropies = harp.entropy_bits(block).tolist()
+        vanilla = _choose(owners, block)
+        settled = []
+        for k, i in enumerate(index):
+            owner, step, _ = rows[i]
+            if entropies[k] != entropies[k]:
+                owner.error = "the model's logits are not finite"
+            elif owner.observe(step, entropies[k], vanilla[k], block[k]):
+                settled.append((owner, step, block[k]))
+        return settled
+
+    def _combine(self, rows: list[tuple[Any, int, bool]], logits: Tensor) -> list[tuple[Any, int, Tensor]]:
+        """Parked original logits with the reframed ones that came back."""
+        index = [i for i, (_, _, reframed) in enumerate(rows) if reframed]
+        if not index:
+            return []
+        original = torch.stack([rows[i][0].steps[rows[i][1]].parked for i in index])
+        beta = torch.tensor([rows[i][0].method.reframing.beta for i in index], device=logits.device)
+        combined = harp.combine(original, logits[index], beta)
+        return [(rows[i][0], rows[i][1], row) for i, row in zip(index, combined, strict=True)]
+
+    def _settle(self, settled: list[tuple[Any, int, Tensor]]) -> None:
+        block = torch.stack([row for _, _, row in settled])
+        chosen = _choose([owner for owner, _, _ in settled], block)
+        logprobs = _target_logprobs(settled, block)
+        for k, (owner, step, _) in enumerate(settled):
+            owner.settle(step, chosen[k], logprobs.get(k, 0.0))
+
+    def _account(self, work: list[Work], seconds: float) -> None:
+        """Share the step's time out by rows."""
+        self.steps += 1
+        rows = sum(len(w.chunk) for w in work)
+        for w in work:
+            w.owner.seconds += seconds * len(w.chunk) / rows
+
+    def _retire(self) -> list[tuple[Hashable, Outcome]]:
+        outcomes: list[tuple[Hashable, Outcome]] = []
+        for sequence in [s for s in self.batcher.live if s.done]:
+            outcomes.append((sequence.ticket, _outcome(sequence)))
+        for ticket in {s.ticket: None for s in self.batcher.scoring if s.done}:
+            choices = self._choices[ticket]
+            failed = next((c.error for c in choices if c.error), None)
+            if failed:
+                self.batcher.drop(ticket)
+                outcomes.append((ticket, RequestError(failed)))
+            elif all(c.done for c in choices):
+                outcomes.append((ticket, tuple(c.score() for c in choices)))
+            else:
+                continue
+            del self._choices[ticket]
+        for move in self.batcher.retire():
+            self.runner.move(move.source, move.target, move.length)
+        return outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """End-of-sequence tokens and stop strings in one question."""
+
+    token_ids: frozenset[int]
+    strings: StopStrings | None
+
+    def __call__(self, generated: list[int]) -> bool:
+        if generated[-1] in self.token_ids:
+            return True
+        return self.strings is not None and self.strings(generated)
+
+
+def _outcome(sequence: Sequence) -> Outcome:
+    return RequestError(sequence.error) if sequence.error else sequence.completion()
+
+
+def _choose(owners: Seq[Owner], logits: Tensor) -> list[int]:
+    """Each row's token by its owner's method: [B, V] -> B ids."""
+    chosen = [0] * len(owners)
+    for method in dict.fromkeys(owner.method for owner in owners):
+        index = [i for i, owner in enumerate(owners) if owner.method == method]
+        block = logits if len(index) == len(owners) else logits[index]
+        for i, token in zip(index, method.choose(block).tolist(), strict=True):
+            chosen[i] = token
+    return chosen
+
+
+def _target_logprobs(settled: list[tuple[Any, int, Tensor]], logits: Tensor) -> dict[int, float]:
+    """log p(target) in nats for the rows that score one."""
+    index = [k for k, (owner, _, _) in enumerate(settled) if isinstance(owner, Scoring)]
+    if not index:
+        return {}
+    targets = torch.tensor([settled[k][0].targets[settled[k][1]] for k in index], device=logits.device)
+    logp = torch.log_softmax(logits[index], dim=-1).gather(1, targets[:, None])[:, 0]
+    return dict(zip(index, logp.tolist(), strict=True))
+
+
+def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-sequence ids of the generation config and of the tokenizer."""
+    found: list[Any] = [getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id]
+    found.append(getattr(tokenizer, "eos_token_id", None))
+    return frozenset(_flat(found))
+
+
+def _flat(values: Iterable[Any]) -> list[int]:
+    ids: list[int] = []
+    for value in values:
+        ids.extend(value if isinstance(value, list) else [value] if value is not None else [])
+    return ids

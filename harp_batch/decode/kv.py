@@ -1,0 +1,56 @@
+"""Where keys and values live: one pool for the original streams, one for the reframed ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVPool:
+    """Keys and values of up to ``slots`` streams of up to ``length`` positions.
+
+    Per layer two tensors [slots, Hkv, length, D], allocated when the layer is first written, so that no
+    architecture's head layout is guessed from its configuration. Slots 0..live-1 are in use and dense (the batcher
+    moves the last one into a hole), so that a decode step reads one contiguous view instead of gathering a copy.
+    """
+
+    def __init__(self, slots: int, length: int) -> None:
+        self.slots = slots
+        self.length = length
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def layer(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's storage, made to fit ``keys`` and ``values`` ([Hkv, N, D]) on first use."""
+        if index not in self._layers:
+            self._layers[index] = (self._allocate(keys), self._allocate(values))
+        return self._layers[index]
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        # Zeros, not empty: masked positions are multiplied by a zero probability, and 0 * NaN is NaN.
+        return like.new_zeros(self.slots, like.shape[0], self.length, like.shape[2])
+
+    @torch.inference_mode()
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy the first ``length`` positions of slot ``source`` over slot ``target``."""
+        for keys, values in self._layers.values():
+            keys[target, :, :length] = keys[source, :, :length]
+            values[target, :, :length] = values[source, :, :length]
+
+    @torch.inference_mode()
+    def resize(self, slots: int, length: int, live: int) -> None:
+        """Change the shape, keeping the first ``live`` slots; layer by layer, so that the peak stays low."""
+        kept = min(length, self.length)
+        for index, pair in list(self._layers.items()):
+            self._layers[index] = tuple(_resized(t, slots, length, live, kept) for t in pair)  # type: ignore[assignment]
+        self.slots, self.length = slots, length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(t.nbytes for pair in self._layers.values() for t in pair)
+
+
+def _resized(old: Tensor, slots: int, length: int, live: int, kept: int) -> Tensor:
+    new = torch.zeros(slots, old.shape[1], length, old.shape[3], dtype=old.dtype, device=old.device)
+    new[:live, :, :kept] = old[:live, :, :kept]
+    return new

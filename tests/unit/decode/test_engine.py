@@ -1,0 +1,273 @@
+"""The engine against the plain uncached loop, on tiny models of every supported kind of architecture."""
+
+from __future__ import annotations
+
+import math
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from harp_batch.decode import Engine, Greedy, Harp, Method, RequestError
+from harp_batch.errors import ModelError, UserError
+from harp_batch.records import Choice, Completion, FinishReason, Request, RequestKind, Score
+from tests.support import oracle
+from tests.support.tiny import CONFIGS, VOCAB, tiny_model
+
+NEW_TOKENS = 16
+STOP = (2,)
+
+
+def prompts(count: int = 9, longest: int = 40, seed: int = 1) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(3, VOCAB) for _ in range(rng.randrange(1, longest))] for _ in range(count)]
+
+
+@cache
+def reference(name: str) -> Any:
+    return tiny_model(name)
+
+
+@cache
+def median_entropy(name: str) -> float:
+    """A θ at which about half of the steps hesitate, well clear of any single entropy."""
+    entropies = sorted(
+        t.entropy
+        for p in prompts()
+        for t in oracle.decode(reference(name), p, oracle.Setting(), steps=NEW_TOKENS)
+    )
+    middle = len(entropies) // 2
+    gaps = [(entropies[i + 1] - entropies[i], i) for i in range(middle - 10, middle + 10)]
+    _, i = max(gaps)
+    return (entropies[i] + entropies[i + 1]) / 2
+
+
+def method_and_setting(name: str, kind: str) -> tuple[Method, oracle.Setting]:
+    if kind == "greedy":
+        return Greedy(), oracle.Setting()
+    theta = median_entropy(name)
+    return Harp(theta, 0.2, 0.5, kind), oracle.Setting(theta, 0.2, 0.5, kind)  # type: ignore[arg-type]
+
+
+def assert_same(completion: Completion, tokens: list[oracle.Token]) -> None:
+    trace = completion.trace
+    assert completion.token_ids == trace.token_ids == tuple(t.token for t in tokens)
+    assert trace.hesitated == tuple(t.hesitated for t in tokens)
+    assert trace.vanilla_token_ids == tuple(t.vanilla for t in tokens)
+    assert trace.flipped == tuple(t.vanilla != t.token for t in tokens)
+    assert trace.entropy == pytest.approx([t.entropy for t in tokens], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "step", "sequence"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_generation_equals_the_uncached_loop(name: str, kind: str) -> None:
+    method, setting = method_and_setting(name, kind)
+    engine = Engine(tiny_model(name), slots=4)
+    completions = engine.generate(
+        prompts(), method=method, max_new_tokens=NEW_TOKENS, stop_token_ids=STOP, seed=3
+    )
+    for i, (prompt, completion) in enumerate(zip(prompts(), completions, strict=True)):
+        expected = oracle.decode(
+            reference(name), prompt, setting, steps=NEW_TOKENS, stop=STOP, seed=3, key=str(i)
+        )
+        assert_same(completion, expected)
+    if kind != "greedy":
+        hesitations = [h for c in completions for h in c.trace.hesitated]
+        assert 0 < sum(hesitations) < len(hesitations), "the test must see both branches"
+        assert any(any(c.trace.flipped) for c in completions)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "step", "sequence"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scores_equal_the_uncached_loop(name: str, kind: str) -> None:
+    method, setting = method_and_setting(name, kind)
+    engine = Engine(tiny_model(name), slots=4)
+    pairs = [(p, [5, 7, 9, 2][: 1 + i % 4]) for i, p in enumerate(prompts())]
+    greedy = engine.generate([prompts()[0]], method=method, max_new_tokens=3, seed=4)[0].token_ids
+    pairs[0] = (prompts()[0], list(greedy))
+    for i, (pair, got) in enumerate(
+        zip(pairs, engine.loglikelihood(pairs, method=method, seed=4), strict=True)
+    ):
+        logprob, is_greedy, tokens = oracle.score(reference(name), *pair, setting, seed=4, key=str(i))
+        assert got.logprob == pytest.approx(logprob, abs=1e-4)
+        assert got.is_greedy == is_greedy
+        assert got.trace.token_ids == tuple(pair[1])
+        assert got.trace.hesitated == tuple(t.hesitated for t in tokens)
+        assert got.trace.vanilla_token_ids == tuple(t.vanilla for t in tokens)
+        assert got.trace.flipped == tuple(t.vanilla != t.token for t in tokens)
+        assert got.trace.entropy == pytest.approx([t.entropy for t in tokens], abs=1e-5)
+    if kind == "greedy":
+        assert engine.loglikelihood([pairs[0]], method=method)[0].is_greedy
+
+
+@pytest.mark.parametrize("kind", ["greedy", "step", "sequence"])
+def test_a_long_prompt_is_prefilled_in_chunks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harp_batch.decode.sequence.PREFILL_CHUNK", 16)
+    method, setting = method_and_setting("mistral-window", kind)
+    long = prompts(count=4, longest=100, seed=8)
+    long[0] = long[0] + [5] * (33 - len(long[0]) % 16)  # one row past a chunk's end
+    engine = Engine(tiny_model("mistral-window"), slots=3)
+    completions = engine.generate(long, method=method, max_new_tokens=6)
+    for i, (prompt, completion) in enumerate(zip(long, completions, strict=True)):
+        assert_same(
+            completion, oracle.decode(reference("mistral-window"), prompt, setting, steps=6, key=str(i))
+        )
+
+
+@pytest.mark.parametrize("kind", ["greedy", "step", "sequence"])
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_slots_change_nothing(kind: str, slots: int) -> None:
+    method, _ = method_and_setting("llama", kind)
+    one = Engine(tiny_model("llama"), slots=5).generate(prompts(20), method=method, max_new_tokens=12)
+    other = Engine(tiny_model("llama"), slots=slots).generate(prompts(20), method=method, max_new_tokens=12)
+    assert [(c.token_ids, c.trace, c.forward_tokens) for c in one] == [
+        (c.token_ids, c.trace, c.forward_tokens) for c in other
+    ]
+
+
+def test_methods_share_a_batch_without_touching_each_other() -> None:
+    methods = [method_and_setting("llama", kind)[0] for kind in ("greedy", "step", "sequence")]
+    alone = [
+        Engine(tiny_model("llama")).generate(prompts(), method=m, max_new_tokens=8, seed=7) for m in methods
+    ]
+    engine = Engine(tiny_model("llama"), slots=6)
+    for m, method in enumerate(methods):
+        for i, prompt in enumerate(prompts()):
+            engine.submit((m, i), generate_request(i, prompt, 8), method, seed=7)
+    together = run(engine)
+    for m in range(len(methods)):
+        for i in range(len(prompts())):
+            # the requests are named otherwise here, so only vanilla tokens can be compared across
+            assert together[m, i].prompt_tokens == alone[m][i].prompt_tokens
+    greedy = [cut_at_stop(c.token_ids) for c in alone[0]]
+    assert [together[0, i].token_ids for i in range(len(prompts()))] == greedy
+
+
+def cut_at_stop(tokens: tuple[int, ...]) -> tuple[int, ...]:
+    return tokens[: tokens.index(2) + 1] if 2 in tokens else tokens
+
+
+def generate_request(doc: int, prompt: list[int], new: int) -> Request:
+    return Request("tiny", doc, 0, RequestKind.GENERATE, "", tuple(prompt), max_new_tokens=new)
+
+
+def run(engine: Engine) -> dict[Any, Any]:
+    outcomes: dict[Any, Any] = {}
+    while engine.busy:
+        for ticket, outcome in engine.step():
+            assert ticket not in outcomes, "an outcome came twice"
+            outcomes[ticket] = outcome
+    return outcomes
+
+
+def test_forward_tokens_count_every_position() -> None:
+    engine = Engine(tiny_model("llama"))
+    prompt = prompts()[0]
+    vanilla = engine.generate([prompt], method=Greedy(), max_new_tokens=5)[0]
+    assert vanilla.forward_tokens == len(prompt) + 4  # the last token is never fed
+    step = engine.generate([prompt], method=Harp(theta=0.0), max_new_tokens=5)[0]
+    assert step.forward_tokens == len(prompt) + 4 + sum(len(prompt) + i for i in range(5))
+    sequence = engine.generate([prompt], method=Harp(theta=0.0, mask="sequence"), max_new_tokens=5)[0]
+    assert sequence.forward_tokens == 2 * (len(prompt) + 4)
+
+
+def test_a_finished_slot_is_refilled_at_once() -> None:
+    engine = Engine(tiny_model("llama"), slots=2)
+    for i, new in enumerate([1, 8, 8]):
+        engine.submit(i, generate_request(i, [5, 6, 7 + i], new), Greedy(), 0)
+    engine.step()
+    assert engine.waiting == 1
+    engine.step()
+    assert engine.waiting == 0
+    assert len(engine.batcher.live) == 2
+
+
+def test_busy_seconds_are_shared_out_completely() -> None:
+    engine = Engine(tiny_model("llama"), slots=3)
+    completions = engine.generate(prompts(), method=Harp(theta=1.0), max_new_tokens=8)
+    assert all(c.seconds > 0 for c in completions)
+
+
+def test_a_prompt_that_is_too_long_fails_alone() -> None:
+    engine = Engine(tiny_model("llama"), slots=2)
+    engine.submit("long", generate_request(0, [5] * 256, 4), Greedy(), 0)
+    engine.submit("empty", generate_request(1, [], 4), Greedy(), 0)
+    engine.submit("full", generate_request(2, [5] * 255, 4), Greedy(), 0)
+    engine.submit("good", generate_request(3, [5] * 9, 4), Greedy(), 0)
+    outcomes = run(engine)
+    assert outcomes["long"] == RequestError("the prompt needs 257 positions and the model's context has 256")
+    assert outcomes["empty"] == RequestError("the prompt or the continuation is empty")
+    assert outcomes["full"].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    assert len(outcomes["full"].token_ids) == 1
+    assert isinstance(outcomes["good"], Completion)
+
+
+def test_a_too_long_choice_fails_its_whole_request_and_nothing_else() -> None:
+    engine = Engine(tiny_model("llama"), slots=2)
+    good = Choice((5, 6), "x", (7,))
+    bad = Choice((5,) * 256, "x", (7, 8))
+    engine.submit("bad", score_request(0, (good, bad)), Greedy(), 0)
+    engine.submit("good", score_request(1, (good, good, good)), Greedy(), 0)
+    outcomes = run(engine)
+    assert isinstance(outcomes["bad"], RequestError)
+    assert [type(s) for s in outcomes["good"]] == [Score, Score, Score]
+
+
+def score_request(doc: int, choices: tuple[Choice, ...]) -> Request:
+    return Request("tiny", doc, 0, RequestKind.LOGLIKELIHOOD, "", (), choices=choices)
+
+
+def test_logits_that_are_not_finite_fail_their_sample_alone() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[90] = math.nan
+    engine = Engine(model, slots=2)
+    engine.submit("bad", generate_request(0, [5, 90, 6], 4), Greedy(), 0)
+    engine.submit("worse", score_request(1, (Choice((5,), "", (6,)), Choice((90,), "", (6,)))), Greedy(), 0)
+    engine.submit("good", generate_request(2, [5, 7, 6], 4), Greedy(), 0)
+    outcomes = run(engine)
+    assert outcomes["bad"] == outcomes["worse"] == RequestError("the model's logits are not finite")
+    expected = oracle.decode(reference("llama"), [5, 7, 6], oracle.Setting(), steps=4, stop=STOP)
+    assert outcomes["good"].token_ids == tuple(t.token for t in expected)
+
+
+def test_a_small_kv_budget_takes_turns_and_loses_nothing() -> None:
+    plenty = Engine(tiny_model("llama"), slots=8)
+    tight = Engine(tiny_model("llama"), slots=8)
+    tight.batcher.limits = type(tight.batcher.limits)(slots=8, positions=300, step_rows=64)
+    long = prompts(12, longest=150, seed=3)
+    a, b = (e.generate(long, method=Harp(theta=4.0), max_new_tokens=5) for e in (plenty, tight))
+    assert [c.token_ids for c in a] == [c.token_ids for c in b]
+    assert tight.runner.original.slots * tight.runner.original.length <= 300
+
+
+def test_the_api_refuses_what_it_cannot_answer() -> None:
+    engine = Engine(tiny_model("llama"))
+    with pytest.raises(UserError, match="request 1: the prompt needs 301 positions"):
+        engine.generate([[5], [5] * 300], method=Greedy(), max_new_tokens=2)
+    assert not engine.busy
+    with pytest.raises(UserError, match="slots"):
+        Engine(tiny_model("llama"), slots=0)
+    with pytest.raises(UserError, match="tokenizer"):
+        engine.submit(
+            0, Request("t", 0, 0, RequestKind.GENERATE, "", (5,), stop=("x",), max_new_tokens=1), Greedy(), 0
+        )
+
+
+def test_an_architecture_without_attention_interface_is_refused_by_name() -> None:
+    from transformers import BloomConfig, BloomForCausalLM
+
+    model = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
+    with pytest.raises(ModelError, match="BloomForCausalLM"):
+        Engine(model)
+
+
+def test_the_model_gets_its_own_attention_back() -> None:
+    model = tiny_model("llama")
+    tokens = torch.tensor([[5, 6, 7]])
+    before = model(tokens).logits
+    engine = Engine(model)
+    engine.runner.close()
+    assert torch.equal(model(tokens).logits, before)
