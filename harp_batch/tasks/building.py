@@ -11,6 +11,7 @@ from lm_eval.api.task import ConfigurableTask
 from harp_batch.errors import TaskError
 from harp_batch.records import Choice, Request, RequestKind
 from harp_batch.tasks.plain import plain
+from harp_batch.tasks.problems import DATA_ERRORS, first_line
 from harp_batch.tasks.quiet import quiet_lm_eval
 from harp_batch.tasks.tokens import Tokenizer, Tokens, generation_limits
 
@@ -28,16 +29,23 @@ def build_requests(
 ) -> tuple[Request, ...]:
     """Return the first `limit` documents (None: all) as requests, with lm-eval's own prompts, byte for byte.
 
-    Raises TaskError where the tokenizer has no chat template but the job wants one.
+    Raises TaskError where the tokenizer has no chat template but the job wants one, and where lm-eval cannot make
+    a prompt of a document.
     """
     if chat_template and not tokenizer.chat_template:
         raise TaskError(f"task {name!r}: the model has no chat template; set `chat_template: false` for it")
     tokens = Tokens(tokenizer)
-    instances = _instances(task, tokens, chat_template=chat_template, limit=limit)
-    return tuple(
-        _request(task, name, tokens, sorted(group, key=lambda instance: instance.idx), max_new_tokens)
-        for _, group in groupby(instances, key=lambda instance: instance.doc_id)
-    )
+    try:
+        instances = _instances(task, tokens, chat_template=chat_template, limit=limit)
+        return tuple(
+            _request(task, name, tokens, sorted(group, key=lambda instance: instance.idx), max_new_tokens)
+            for _, group in groupby(instances, key=lambda instance: instance.doc_id)
+        )
+    except DATA_ERRORS as error:
+        shots = task.config.num_fewshot
+        raise TaskError(
+            f"task {name!r} cannot make prompts with {shots} examples ({first_line(error)}); check its data"
+        ) from error
 
 
 def _instances(

@@ -38,7 +38,7 @@ class LoadedTask:
         """Return one request per document, the first `limit` of them; equal arguments give equal requests.
 
         `max_new_tokens` replaces the task's own limit where it is given. Nothing is truncated: the engine
-        says which prompts are too long. Raises TaskError where a chat template is wanted but missing.
+        says which prompts are too long. Raises TaskError where a chat template is missing.
         """
         return building.build_requests(
             self.task,
@@ -66,7 +66,7 @@ def load_task(name: str, num_fewshot: int | None = None, data_dir: str | Path | 
     """
     folder = Path(data_dir).expanduser() if data_dir is not None else None
     task = open_task(name, num_fewshot, folder)
-    config = plain(task.dump_config())
+    config = plain(task.config.to_dict(keep_callable=True))
     config.get("metadata", {}).pop("config_source", None)
     return LoadedTask(
         name, str(task.VERSION), task.config.num_fewshot, config, tuple(task.aggregation()), task

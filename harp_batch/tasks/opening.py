@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from harp_batch.errors import TaskError
 from harp_batch.tasks.catalogue import find_yaml
 from harp_batch.tasks.data import local_overrides, needed_splits, reachable_hub
+from harp_batch.tasks.problems import DATA_ERRORS, first_line
 from harp_batch.tasks.quiet import quiet_lm_eval
 
 SUPPORTED = ("generate_until", "loglikelihood", "multiple_choice")
 _NOT_TASK_SETTINGS = ("tag", "group", "task_list")
-# What tasks and `datasets` raise for data they cannot use: schemas, columns and templates that do not fit.
-_DATA_ERRORS = (ValueError, TypeError, LookupError, AttributeError, datasets.exceptions.DatasetsError)
 
 
 def open_task(name: str, num_fewshot: int | None, data_dir: Path | None) -> ConfigurableTask:
@@ -43,8 +41,8 @@ def _read_config(name: str, yaml: Path) -> dict[str, Any]:
             config = load_yaml(yaml)
     except ImportError as error:
         raise TaskError(_needs_package(name, error)) from error
-    except (OSError, *_DATA_ERRORS) as error:  # helper code may load metrics and data as it is imported
-        raise TaskError(f"task {name!r}: its helper code cannot be loaded ({_first_line(error)})") from error
+    except (OSError, *DATA_ERRORS) as error:  # helper code may load metrics and data as it is imported
+        raise TaskError(f"task {name!r}: its helper code cannot be loaded ({first_line(error)})") from error
     return {key: value for key, value in config.items() if key not in _NOT_TASK_SETTINGS}
 
 
@@ -88,11 +86,7 @@ def _build(name: str, config: dict[str, Any], shots: int, data_dir: Path | None)
             f"task {name!r}: the data set {dataset} is neither in the cache nor can it be fetched; "
             f"give `--data-dir {data_dir or 'DIR'}` with {splits} in {where}"
         ) from error
-    except _DATA_ERRORS as error:
+    except DATA_ERRORS as error:
         raise TaskError(
-            f"task {name!r} cannot use its data ({_first_line(error)}); check its schema"
+            f"task {name!r} cannot use its data ({first_line(error)}); check its schema"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])

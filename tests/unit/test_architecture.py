@@ -24,7 +24,7 @@ LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in part
 HOMES = {
     "alembic": ("store",),
     "click": ("cli",),
-    "jinja2": ("report", "tasks.tokens"),  # the errors of chat templates are jinja2's
+    "jinja2": ("report", "tasks"),  # the errors of prompt and chat templates are jinja2's
     "lm_eval": ("tasks",),
     "ray": ("cluster.actor", "cluster.driver"),
     "rich": ("cli",),
