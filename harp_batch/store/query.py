@@ -21,6 +21,7 @@ from harp_batch.store.database import connect_sqlite, connect_timeout, is_sqlite
 from harp_batch.store.views import VIEWS
 
 MAX_BYTES = 64 * 2**20  # of text in one result: a few long rows must not fill the memory either
+_MAX_VALUE_BYTES = MAX_BYTES  # of text that SQLite makes
 _READING = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
@@ -78,7 +79,7 @@ def _ask_sqlite(url: sa.URL, sql: str, max_rows: int, timeout_s: float) -> Query
 def _confine(connection: sqlite3.Connection, timeout_s: float) -> None:
     """Leave nothing but reading: no writes, no other files, no settings, and an end to it."""
     connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BYTES)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE_BYTES)
     connection.set_authorizer(_authorize)
     connection.set_progress_handler(_deadline(timeout_s), _PROGRESS_STEPS)
 

@@ -1,0 +1,145 @@
+"""Migrations: one head, up and down, equal to the models, and a sentence for every other state."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from harp_batch.errors import DatabaseError
+from harp_batch.store import VIEWS, migrate, open_store
+from harp_batch.store.database import make_engine, parse_url
+from harp_batch.store.schema import Base
+from tests.support.store_records import a_run, an_answer
+
+FOLDER = Path(__file__).resolve().parents[2] / "db" / "migrations"
+
+
+def tables(url: str) -> set[str]:
+    engine = make_engine(parse_url(url), "rw")
+    found = set(sa.inspect(engine).get_table_names())
+    engine.dispose()
+    return found - {migrate.VERSION_TABLE}
+
+
+def execute(url: str, sql: str) -> None:
+    engine = make_engine(parse_url(url), "rwc")
+    with engine.begin() as connection:
+        connection.execute(sa.text(sql))
+    engine.dispose()
+
+
+def test_one_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    assert len(ScriptDirectory.from_config(config).get_heads()) == 1
+
+
+def test_up_down_and_up_again(database_url: str) -> None:
+    assert migrate.upgrade(database_url) is migrate.SchemaState.EMPTY
+    assert tables(database_url) == set(Base.metadata.tables)
+    assert migrate.check(database_url) is migrate.SchemaState.CURRENT
+    with open_store(database_url) as store:
+        run = a_run()
+        store.create_run(run)
+        store.commit([an_answer(run.evaluations[0].id)])
+    migrate.downgrade(database_url, "base")
+    assert tables(database_url) == set()
+    assert migrate.check(database_url) is migrate.SchemaState.EMPTY
+    migrate.upgrade(database_url)
+    with open_store(database_url, create=False) as store:
+        assert store.runs() == []
+
+
+def test_upgrading_again_keeps_the_data(database_url: str) -> None:
+    run = a_run()
+    with open_store(database_url) as store:
+        store.create_run(run)
+    assert migrate.upgrade(database_url) is migrate.SchemaState.CURRENT
+    with open_store(database_url) as store:
+        assert store.load_run(run.id) == run
+
+
+def test_models_equal_migrations(database_url: str) -> None:
+    migrate.upgrade(database_url)
+    engine = make_engine(parse_url(database_url), "ro")
+    with engine.connect() as connection:
+        options = {"version_table": migrate.VERSION_TABLE, "compare_type": True}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata) == []
+        inspector = sa.inspect(connection)
+        assert set(inspector.get_view_names()) == set(VIEWS)
+        for view, columns in VIEWS.items():
+            assert tuple(column["name"] for column in inspector.get_columns(view)) == columns
+    engine.dispose()
+
+
+def test_constraints_hold_in_the_database(database_url: str) -> None:
+    migrate.upgrade(database_url)
+    insert = "INSERT INTO runs (id, name, status, created_at, job_yaml, seed, versions) VALUES "
+    with pytest.raises(sa.exc.IntegrityError, match="ck_runs_status"):
+        execute(database_url, insert + "('a', 'a', 'asleep', '2026-01-01 00:00:00', '', 0, '{}')")
+    with pytest.raises(sa.exc.IntegrityError):
+        execute(
+            database_url, "INSERT INTO metric_rows (evaluation_id, metric, filter, n) VALUES ('a','b','c',1)"
+        )
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_an_older_schema_names_the_command(
+    database_url: str, create: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    migrate.upgrade(database_url)
+    _add_revision(tmp_path, monkeypatch)
+    assert migrate.check(database_url) is migrate.SchemaState.BEHIND
+    with pytest.raises(DatabaseError, match="older schema: run `harp-batch db upgrade`"):
+        open_store(database_url, create=create)
+    migrate.upgrade(database_url)
+    open_store(database_url, create=create).close()
+
+
+def _add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this version of harp-batch one revision newer than it is."""
+    for path in FOLDER.rglob("*.py"):
+        copy = folder / path.relative_to(FOLDER)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(path.read_text())
+    text = "revision = '9999'\ndown_revision = '0001'\ndef upgrade(): pass\ndef downgrade(): pass\n"
+    (folder / "versions" / "9999_next.py").write_text(text)
+    monkeypatch.setattr(migrate, "_migrations", lambda: folder)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_newer_schema_says_to_upgrade_the_program(database_url: str, create: bool) -> None:
+    migrate.upgrade(database_url)
+    execute(database_url, f"UPDATE {migrate.VERSION_TABLE} SET version_num = '9999'")
+    with pytest.raises(DatabaseError, match=r"newer schema .*: upgrade harp-batch"):
+        open_store(database_url, create=create)
+    with pytest.raises(DatabaseError, match="newer schema"):
+        migrate.upgrade(database_url)
+
+
+def test_an_empty_database_is_not_set_up_by_a_reader(database_url: str) -> None:
+    with pytest.raises(DatabaseError, match=r"does not exist|has no runs yet: submit a job first"):
+        open_store(database_url, create=False, read_only=True)
+    if database_url.startswith("sqlite"):
+        assert not Path(parse_url(database_url).database or "").exists()
+
+
+def test_tables_of_somebody_else_are_left_alone(database_url: str) -> None:
+    execute(database_url, "CREATE TABLE evaluations (mine INTEGER)")
+    with pytest.raises(DatabaseError, match="evaluations"):
+        open_store(database_url)
+    assert tables(database_url) == {"evaluations"}  # the migration is one transaction
+
+
+def test_two_first_submits_at_once(database_url: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for store in pool.map(lambda _: open_store(database_url), range(4)):
+            store.close()
+    assert migrate.check(database_url) is migrate.SchemaState.CURRENT
