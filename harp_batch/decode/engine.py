@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from harp_batch.decode import harp
 from harp_batch.decode.batcher import Batcher, Limits
 from harp_batch.decode.limits import context_length, kv_positions
 from harp_batch.decode.methods import Method
+from harp_batch.decode.postprocess import postprocess
 from harp_batch.decode.runner import ModelRunner
-from harp_batch.decode.sequence import Owner, Scoring, Sequence, Work
-from harp_batch.decode.text import StopStrings, Tokenizer
+from harp_batch.decode.sequence import Scoring, Sequence, Work
+from harp_batch.decode.text import Stop, StopStrings, Tokenizer, stop_token_ids
 from harp_batch.errors import UserError
 from harp_batch.records import Completion, Request, RequestKind, Score
 
@@ -59,7 +56,7 @@ class Engine:
         self.batcher = Batcher(Limits(slots, budget, _STEP_ROWS))
         self.steps = 0  # forwards so far: what a watchdog watches
         self._tokenizer = tokenizer
-        self._stop_ids = _stop_token_ids(model, tokenizer)
+        self._stop_ids = stop_token_ids(model, tokenizer)
         self._rejected: list[tuple[Hashable, Outcome]] = []
         self._choices: dict[Hashable, list[Scoring]] = {}
 
@@ -81,7 +78,7 @@ class Engine:
             pairs = [(c.context_ids, c.continuation_ids) for c in request.choices]
             self._add_scoring(ticket, request.key, pairs, method, seed)
             return
-        stop = _Stop(self._stop_ids, self._stop_strings(request.stop))
+        stop = Stop(self._stop_ids, self._stop_strings(request.stop))
         self._add_sequence(
             ticket, request.key, request.prompt_ids, method, seed, request.max_new_tokens, stop
         )
@@ -92,7 +89,7 @@ class Engine:
         started = time.perf_counter()
         work = self._schedule()
         if work:
-            self._postprocess(work, self.runner.forward([w.chunk for w in work]))
+            postprocess(work, self.runner.forward([w.chunk for w in work]))
             self._account(work, time.perf_counter() - started)
         return outcomes + self._retire()
 
@@ -116,7 +113,7 @@ class Engine:
         """
         keys = request_keys or [str(i) for i in range(len(prompts))]
         for i, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
-            stop = _Stop(frozenset(stop_token_ids), None)
+            stop = Stop(frozenset(stop_token_ids), None)
             self._add_sequence(i, key, tuple(prompt), method, seed, max_new_tokens, stop)
         outcomes = self._drain()
         return [outcomes[i] for i in range(len(prompts))]
@@ -164,7 +161,7 @@ class Engine:
         method: Method,
         seed: int,
         max_new_tokens: int,
-        stop: _Stop,
+        stop: Stop,
     ) -> None:
         problem = self._too_long(len(prompt) + 1, len(prompt))
         if problem:
@@ -228,52 +225,6 @@ class Engine:
             self.runner.resize(slots, length, kept)
         return self.batcher.work()
 
-    @torch.inference_mode()
-    def _postprocess(self, work: list[Work], logits: Tensor) -> None:
-        """Logits [R, V] of all outputs: observe the original rows, combine the reframed, settle both."""
-        for w in work:
-            w.owner.ran(w.chunk)
-        rows = [(w.owner, step, w.reframed) for w in work for step in w.steps]
-        settled = self._observe(rows, logits)
-        settled += self._combine(rows, logits)
-        if settled:
-            self._settle(settled)
-
-    def _observe(self, rows: list[tuple[Any, int, bool]], logits: Tensor) -> list[tuple[Any, int, Tensor]]:
-        """Entropy and vanilla token of every original row; the rows that do not hesitate."""
-        index = [i for i, (_, _, reframed) in enumerate(rows) if not reframed]
-        if not index:
-            return []
-        block = logits if len(index) == len(rows) else logits[index]
-        owners = [rows[i][0] for i in index]
-        entropies = harp.entropy_bits(block).tolist()
-        vanilla = _choose(owners, block)
-        settled = []
-        for k, i in enumerate(index):
-            owner, step, _ = rows[i]
-            if entropies[k] != entropies[k]:
-                owner.error = "the model's logits are not finite"
-            elif owner.observe(step, entropies[k], vanilla[k], block[k]):
-                settled.append((owner, step, block[k]))
-        return settled
-
-    def _combine(self, rows: list[tuple[Any, int, bool]], logits: Tensor) -> list[tuple[Any, int, Tensor]]:
-        """Parked original logits with the reframed ones that came back."""
-        index = [i for i, (_, _, reframed) in enumerate(rows) if reframed]
-        if not index:
-            return []
-        original = torch.stack([rows[i][0].steps[rows[i][1]].parked for i in index])
-        beta = torch.tensor([rows[i][0].method.reframing.beta for i in index], device=logits.device)
-        combined = harp.combine(original, logits[index], beta)
-        return [(rows[i][0], rows[i][1], row) for i, row in zip(index, combined, strict=True)]
-
-    def _settle(self, settled: list[tuple[Any, int, Tensor]]) -> None:
-        block = torch.stack([row for _, _, row in settled])
-        chosen = _choose([owner for owner, _, _ in settled], block)
-        logprobs = _target_logprobs(settled, block)
-        for k, (owner, step, _) in enumerate(settled):
-            owner.settle(step, chosen[k], logprobs.get(k, 0.0))
-
     def _account(self, work: list[Work], seconds: float) -> None:
         """Share the step's time out by rows."""
         self.steps += 1
@@ -301,53 +252,5 @@ class Engine:
         return outcomes
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    """End-of-sequence tokens and stop strings in one question."""
-
-    token_ids: frozenset[int]
-    strings: StopStrings | None
-
-    def __call__(self, generated: list[int]) -> bool:
-        if generated[-1] in self.token_ids:
-            return True
-        return self.strings is not None and self.strings(generated)
-
-
 def _outcome(sequence: Sequence) -> Outcome:
     return RequestError(sequence.error) if sequence.error else sequence.completion()
-
-
-def _choose(owners: Seq[Owner], logits: Tensor) -> list[int]:
-    """Each row's token by its owner's method: [B, V] -> B ids."""
-    chosen = [0] * len(owners)
-    for method in dict.fromkeys(owner.method for owner in owners):
-        index = [i for i, owner in enumerate(owners) if owner.method == method]
-        block = logits if len(index) == len(owners) else logits[index]
-        for i, token in zip(index, method.choose(block).tolist(), strict=True):
-            chosen[i] = token
-    return chosen
-
-
-def _target_logprobs(settled: list[tuple[Any, int, Tensor]], logits: Tensor) -> dict[int, float]:
-    """log p(target) in nats for the rows that score one."""
-    index = [k for k, (owner, _, _) in enumerate(settled) if isinstance(owner, Scoring)]
-    if not index:
-        return {}
-    targets = torch.tensor([settled[k][0].targets[settled[k][1]] for k in index], device=logits.device)
-    logp = torch.log_softmax(logits[index], dim=-1).gather(1, targets[:, None])[:, 0]
-    return dict(zip(index, logp.tolist(), strict=True))
-
-
-def _stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """End-of-sequence ids of the generation config and of the tokenizer."""
-    found: list[Any] = [getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id]
-    found.append(getattr(tokenizer, "eos_token_id", None))
-    return frozenset(_flat(found))
-
-
-def _flat(values: Iterable[Any]) -> list[int]:
-    ids: list[int] = []
-    for value in values:
-        ids.extend(value if isinstance(value, list) else [value] if value is not None else [])
-    return ids

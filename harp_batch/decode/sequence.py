@@ -62,16 +62,31 @@ class Owner:
     seconds: float = 0.0
     error: str | None = None
 
+    @property
+    def reframing(self) -> Reframing:
+        """How the method reframes; asked only where something was parked."""
+        assert self.method.reframing is not None
+        return self.method.reframing
+
     def observe(self, step: int, entropy: float, vanilla: int, logits: Tensor) -> bool:
-        """Take a step's original logits [V]; True if the step is settled by them, False if it was parked."""
-        reframing = self.method.reframing
-        hesitated = reframing is not None and entropy > reframing.theta
+        """Take a step's original logits [V]; True if they settle the step, False if it is parked or failed."""
+        if not math.isfinite(entropy):
+            self.error = "the model's logits are not finite"
+            return False
+        hesitated = self.method.reframing is not None and entropy > self.method.reframing.theta
         self.steps[step] = Step(entropy, vanilla, hesitated, parked=logits if hesitated else None)
         return not hesitated
 
-    def mask(self, reframing: Reframing, step: int) -> Mask:
+    def parked(self, step: int) -> Tensor:
+        """The original logits [V] of a step that awaits its reframed ones."""
+        parked = self.steps[step].parked
+        assert parked is not None
+        return parked
+
+    def mask(self, step: int) -> Mask:
         """The mask of a step's reframed pass."""
-        return Mask(mask_key(self.seed, self.key, reframing.mask_step(step)), reframing.delta)
+        key = mask_key(self.seed, self.key, self.reframing.mask_step(step))
+        return Mask(key, self.reframing.delta)
 
     def parked_steps(self) -> list[int]:
         """Steps that await their reframed logits, in order."""
@@ -136,10 +151,8 @@ class Sequence(Owner):
         return [Work(self, chunk, (step,) if outputs else ())]
 
     def _reframed_chunk(self, step: int) -> Chunk:
-        reframing = self.method.reframing
-        assert reframing is not None  # nothing is parked otherwise
-        mask = self.mask(reframing, step)
-        if reframing.mask == "step":
+        mask = self.mask(step)
+        if self.reframing.mask == "step":
             return Chunk(list(self.tokens), 0, (len(self.tokens) - 1,), slot=None, mask=mask)
         pending = self.tokens[self.reframed_cached :]
         return Chunk(pending, self.reframed_cached, (len(pending) - 1,), self.slot, mask)
@@ -195,13 +208,10 @@ class Scoring(Owner):
         """The original pass over everything; then the reframed passes of the targets that hesitated."""
         if not self.steps:
             return [self._pass(range(len(self.targets)), None)]
-        reframing = self.method.reframing
         parked = self.parked_steps()
-        if reframing is None or not parked:
-            return []
-        if reframing.mask == "sequence":
-            return [self._pass(parked, self.mask(reframing, 0))]
-        return [self._pass([step], self.mask(reframing, step)) for step in parked]
+        if parked and self.reframing.mask == "sequence":
+            return [self._pass(parked, self.mask(0))]
+        return [self._pass([step], self.mask(step)) for step in parked]
 
     def _pass(self, steps: range | list[int], mask: Mask | None) -> Work:
         first = len(self.context) - 1  # the row that predicts target 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 class Tokenizer(Protocol):
@@ -12,6 +13,20 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Token ids to text."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End-of-sequence tokens and stop strings in one question."""
+
+    token_ids: frozenset[int]
+    strings: StopStrings | None
+
+    def __call__(self, generated: list[int]) -> bool:
+        """Whether the newest token ends the answer."""
+        if generated[-1] in self.token_ids:
+            return True
+        return self.strings is not None and self.strings(generated)
 
 
 class StopStrings:
@@ -30,6 +45,13 @@ class StopStrings:
             return False
         tail = self._tokenizer.decode(generated[-self._reach :])
         return any(s in tail for s in self._strings)
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """End-of-sequence ids of the model's generation config, its config and the tokenizer."""
+    sources = (getattr(model, "generation_config", None), model.config, tokenizer)
+    found = [getattr(source, "eos_token_id", None) for source in sources]
+    return frozenset(i for ids in found for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
 
 
 def answer_text(tokenizer: Tokenizer, token_ids: Sequence[int], stop: Sequence[str]) -> str:
