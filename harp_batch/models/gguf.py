@@ -34,15 +34,16 @@ def converted(file: Path, sha256: str, name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
         made = Path(scratch) / "model"
         _convert(file, made)
-        _publish(made, target)
+        publish(made, target)
     return target
 
 
-def _publish(made: Path, target: Path) -> None:
+def publish(made: Path, target: Path) -> None:
+    """Move a finished conversion to its place; drop it where another process was quicker."""
     try:
         os.replace(made, target)
     except OSError:
-        if not target.is_dir():  # otherwise another process was quicker, with the same result
+        if not target.is_dir():
             raise
         shutil.rmtree(made)
 

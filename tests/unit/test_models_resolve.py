@@ -14,6 +14,7 @@ import torch
 
 from harp_batch.errors import ModelError
 from harp_batch.models import LocalModel, load_model, load_tokenizer, resolve
+from harp_batch.models.gguf import publish
 from harp_batch.models.reference import (
     DirectoryReference,
     GgufReference,
@@ -213,6 +214,15 @@ def test_conversion_leaves_no_scraps(files: Path, cache: Path) -> None:
     assert list((cache / "models").iterdir()) == [Path(local.path)]
 
 
+def test_slower_of_two_conversions_gives_way(tmp_path: Path) -> None:
+    for name in ("made", "target"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    publish(tmp_path / "made", tmp_path / "target")
+    assert (tmp_path / "target" / "config.json").read_text() == "target"
+    assert not (tmp_path / "made").exists()
+
+
 def test_directory_with_one_gguf_is_that_file(files: Path, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     folder.mkdir()
@@ -292,6 +302,11 @@ def test_incomplete_hub_cache_is_not_a_model(hub_cache: Path, offline: None) -> 
     (hub_cache / "snapshots" / COMMIT / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         resolve("org/tiny")
+
+
+def test_name_that_the_hub_does_not_allow_is_refused() -> None:
+    with pytest.raises(ModelError, match="is not a name that the Hugging Face hub allows"):
+        resolve("org/two--dashes")
 
 
 def test_hub_model_without_network_is_refused_at_once(hub_cache: Path, offline: None) -> None:

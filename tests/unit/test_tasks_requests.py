@@ -21,6 +21,9 @@ CSQA = {
     "choices": {"label": list("ABCDE"), "text": ["a cat", "a dog", "a tree", "a car", "a fish"]},
     "answerKey": "B",
 }
+WINOGRANDE = [
+    {"sentence": "The cat saw the dog, and the _ ran.", "option1": "cat", "option2": "dog", "answer": "2"}
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "gsm8k/train": GSM8K[:8],
         "gsm8k/test": GSM8K[8:],
         "lambada_openai/test": LAMBADA,
+        "winogrande/validation": WINOGRANDE,
         "commonsense_qa/train": [CSQA, {**CSQA, "question": "What swims?", "answerKey": "E"}],
         "commonsense_qa/validation": [{**CSQA, "question": "What drives?", "answerKey": "D"}] * 2,
     }
@@ -150,6 +154,14 @@ def test_every_choice_is_scored(data: Path, tokenizer: Any) -> None:
     assert {choice.context_ids for choice in first.choices} == {tuple(tokenizer.encode(first.prompt))}
     assert first.prompt.count("Question: ") == 2
     assert first.target == "D"
+
+
+def test_choices_may_have_contexts_of_their_own(data: Path, tokenizer: Any) -> None:
+    (first,) = load_task("winogrande", 0, data).build_requests(tokenizer, chat_template=False)
+    contexts = [tokenizer.decode(choice.context_ids) for choice in first.choices]
+    assert contexts == ["The cat saw the dog, and the cat", "The cat saw the dog, and the dog"]
+    assert [choice.continuation for choice in first.choices] == [" ran.", " ran."]
+    assert (first.prompt, first.target) == (contexts[0], contexts[1])
 
 
 def test_index_as_target_becomes_the_choice(tokenizer: Any) -> None:
