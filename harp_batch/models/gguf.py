@@ -30,12 +30,22 @@ def converted(file: Path, sha256: str, name: str) -> Path:
     target = converted_path(sha256, name)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+    with _scratch_folder(target.parent) as scratch:
         made = Path(scratch) / "model"
         _convert(file, made)
         publish(made, target)
     return target
+
+
+def _scratch_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder on the disk of the target, so that the result can be moved there in one step."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(dir=parent, prefix=".converting-")
+    except OSError as error:
+        raise ModelError(
+            f"the cache folder {parent} cannot be written ({error.strerror}); set HARP_BATCH_CACHE_DIR to another"
+        ) from error
 
 
 def publish(made: Path, target: Path) -> None:

@@ -214,6 +214,12 @@ def test_conversion_leaves_no_scraps(files: Path, cache: Path) -> None:
     assert list((cache / "models").iterdir()) == [Path(local.path)]
 
 
+def test_cache_that_cannot_be_written_is_said(files: Path, cache: Path) -> None:
+    cache.touch()  # a file: nothing fits below it
+    with pytest.raises(ModelError, match=r"cannot be written \(.*\); set HARP_BATCH_CACHE_DIR"):
+        resolve(str(files / "tiny.gguf"))
+
+
 def test_slower_of_two_conversions_gives_way(tmp_path: Path) -> None:
     for name in ("made", "target"):
         (tmp_path / name).mkdir()
