@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -239,4 +238,4 @@ def test_entropy_is_rounded_to_float32(values: list[float]) -> None:
     rounded = float32(values)
     assert list(rounded) == [float(np.float32(value)) for value in values]
     column = Float32Array()
-    assert column.from_stored(json.loads(column.to_json(rounded))) == rounded
+    assert column.from_stored([float(text) for text in column.texts(rounded)]) == rounded
