@@ -48,11 +48,11 @@ class Watcher(Protocol):
 
 @contextmanager
 def connect(address: str | None = None) -> Iterator[None]:
-    """Be connected to Ray: to the cluster this process already uses, to ``address``, or to one of our own.
+    """Be connected to Ray: to ``address``, else to the cluster this process already uses, else to one of our own.
 
-    Raises ClusterError where no cluster answers at ``address``.
+    ``address`` is HOST:PORT, ``auto`` or ``local``. Raises ClusterError where no cluster answers there.
     """
-    if ray.is_initialized():
+    if address is None and ray.is_initialized():
         yield
         return
     _start(address or os.environ.get("RAY_ADDRESS") or "local")

@@ -1,0 +1,154 @@
+"""The use cases, one function each; the only place that wires the parts together.
+
+A ``db_url`` is a SQLAlchemy URL, an ``address`` Ray's; a run is named by its id, a unique prefix of it, its
+name (the newest) or ``latest``.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harp_batch.cluster import driver
+from harp_batch.cluster.layout import Layout, lay_out
+from harp_batch.errors import HarpBatchError, RunFailed, StoreUnavailable
+from harp_batch.job import JobSpec
+from harp_batch.records import RunStatus
+from harp_batch.service.execute import Recorder, decode, stop_signals
+from harp_batch.service.metrics import save_metrics
+from harp_batch.service.plan import Plan, plan_run, replan
+from harp_batch.service.progress import EvaluationProgress, Observer, Progress, Silent
+from harp_batch.store import RunSummary, Store, open_store
+from harp_batch.store.query import QueryResult, run_query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "EvaluationProgress",
+    "Observer",
+    "Plan",
+    "Progress",
+    "Silent",
+    "plan",
+    "query",
+    "results",
+    "resume",
+    "status",
+    "submit",
+]
+
+
+def plan(spec: JobSpec, data_dir: Path | None = None, observer: Observer | None = None) -> Plan:
+    """What ``submit`` would run: every model resolved, every request built, nothing stored or started.
+
+    Raises the UserError of whatever is wrong with the job.
+    """
+    return plan_run(spec, data_dir, (observer or Silent()).phase)
+
+
+def submit(
+    spec: JobSpec,
+    *,
+    db_url: str,
+    data_dir: Path | None = None,
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> RunSummary:
+    """Run ``spec`` and return how it ended: DONE, or INTERRUPTED by SIGINT or SIGTERM.
+
+    Raises a UserError before anything is stored where the job cannot be run, and RunFailed (or
+    StoreUnavailable) where a started run broke; what it committed stays and can be resumed.
+    """
+    observer = observer or Silent()
+    with open_store(db_url, create=True) as store:
+        planned = plan_run(spec, data_dir, observer.phase)
+        with _cluster(spec, address, observer) as layout:
+            versions = planned.run.versions | {"device": layout.device}
+            planned = replace(planned, run=replace(planned.run, versions=versions))
+            store.create_run(planned.run)
+            return _execute(planned, layout, store, observer)
+
+
+def resume(
+    run_ref: str,
+    *,
+    db_url: str,
+    data_dir: Path | None = None,
+    address: str | None = None,
+    observer: Observer | None = None,
+) -> RunSummary:
+    """Answer what the run still lacks and nothing else; return and raise like ``submit``."""
+    observer = observer or Silent()
+    with open_store(db_url, create=False) as store:
+        found = store.find_run(run_ref)
+        if found.status == RunStatus.DONE:
+            observer.finished(found)
+            return found
+        planned = replan(store.load_run(found.id), data_dir, observer.phase)
+        with _cluster(planned.spec, address, observer) as layout:
+            store.set_status(found.id, RunStatus.RUNNING)
+            return _execute(planned, layout, store, observer)
+
+
+def status(db_url: str, run_ref: str | None = None) -> list[RunSummary]:
+    """The run that ``run_ref`` names, or the newest runs first."""
+    with open_store(db_url, create=False, read_only=True) as store:
+        return [store.find_run(run_ref)] if run_ref else store.runs()
+
+
+def results(db_url: str, run_ref: str) -> list[dict[str, Any]]:
+    """The run's rows of the view ``results``, in job order."""
+    with open_store(db_url, create=False, read_only=True) as store:
+        return store.results(store.find_run(run_ref).id)
+
+
+def query(db_url: str, sql: str, max_rows: int = 10_000) -> QueryResult:
+    """The rows of one read-only SQL statement. Raises QueryError for anything else."""
+    return run_query(db_url, sql, max_rows=max_rows)
+
+
+@contextmanager
+def _cluster(spec: JobSpec, address: str | None, observer: Observer) -> Iterator[Layout]:
+    observer.phase("connecting to Ray" if address else "starting Ray")
+    with driver.connect(address):
+        yield lay_out(driver.nodes(), spec.cluster.actors, spec.cluster.gpus_per_actor)
+
+
+def _execute(planned: Plan, layout: Layout, store: Store, observer: Observer) -> RunSummary:
+    run_id = planned.run.id
+    observer.started(store.find_run(run_id))
+    with stop_signals() as stop, _failure_recorded(store, run_id):
+        complete = decode(planned, layout, Recorder(planned, store, observer, stop), observer)
+        if complete:
+            observer.phase("computing the results")
+            save_metrics(planned, store)
+        store.set_status(run_id, RunStatus.DONE if complete else RunStatus.INTERRUPTED)
+    ended = store.find_run(run_id)
+    observer.finished(ended)
+    return ended
+
+
+@contextmanager
+def _failure_recorded(store: Store, run_id: str) -> Iterator[None]:
+    """Leave no run behind as RUNNING that nobody runs; what goes wrong leaves as one sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        store.set_status(run_id, RunStatus.INTERRUPTED)
+        raise
+    except Exception as exc:
+        understood = isinstance(exc, RunFailed | StoreUnavailable)
+        failure = exc if understood else RunFailed(_sentence(run_id, exc))
+        with suppress(HarpBatchError):  # the store may be what broke
+            store.set_status(run_id, RunStatus.FAILED, error=str(failure))
+        if failure is exc:
+            raise
+        raise failure from exc
+
+
+def _sentence(run_id: str, exc: Exception) -> str:
+    reason = " ".join(str(exc).split())
+    return f"run {run_id} broke ({type(exc).__name__}: {reason}); go on with `harp-batch resume {run_id}`"
