@@ -21,7 +21,7 @@ class Line:
     errors: int
     accuracy: float | None  # of the answers with a yes-or-no metric
     tokens_per_second: float | None  # of this session
-    hesitation_rate: float | None
+    hesitation_rate: float | None  # and for methods that do not know hesitation
     seconds_left: float | None
 
     @property
@@ -81,7 +81,7 @@ class Pace:
             errors=e.errors,
             accuracy=_share(e.correct, e.scored),
             tokens_per_second=_share(e.output_tokens, seconds) or None,
-            hesitation_rate=_share(e.hesitations, e.traced_tokens),
+            hesitation_rate=_share(e.hesitations, e.traced_tokens) or None,
             seconds_left=(e.total - e.done) * seconds / fresh if fresh and e.done < e.total else None,
         )
 

@@ -52,7 +52,7 @@ def record(run_id: str, name: str = "demo") -> RunRecord:
 
 
 def answer(method: str, doc_id: int, *, hesitated: bool = False, correct: bool = True) -> Answer:
-    trace = TokenTrace((5, 6), (0.5, 1.5), (False, hesitated), (5, 6))
+    trace = TokenTrace((5, 6), (0.5, 1.5), (False, hesitated), (5, 6), (False, False))
     return Answer(
         f"aaa1-{method}",
         doc_id,
