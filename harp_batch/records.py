@@ -74,8 +74,8 @@ class Request:
     @property
     def prompt_sha256(self) -> str:
         """Hash of everything the model reads: equal hashes mean comparable answers."""
-        continuations = [c.continuation for c in self.choices]
-        return hashlib.sha256("\x00".join([self.prompt, *continuations]).encode()).hexdigest()
+        choices = [f"{c.context_ids} {c.continuation}" for c in self.choices]
+        return hashlib.sha256("\x00".join([self.prompt, *choices]).encode(errors="surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

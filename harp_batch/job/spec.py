@@ -158,7 +158,7 @@ MethodSpec = Annotated[
 class GenerationSpec(_Strict):
     """Limits of generation, for every task and method."""
 
-    max_new_tokens: Positive = 256
+    max_new_tokens: Positive | None = None
 
 
 class ClusterSpec(_Strict):

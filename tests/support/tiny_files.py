@@ -27,6 +27,7 @@ def save_tiny_llama(directory: Path, context: int = CONTEXT) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=64,  # as real models have it; torch attends to heads of 8 differently on one and two threads
         max_position_embeddings=context,
         bos_token_id=0,
         eos_token_id=1,

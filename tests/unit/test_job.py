@@ -63,9 +63,10 @@ def test_defaults_of_the_shortest_job():
     assert job.models[0].revision is None
     assert (job.tasks[0].num_fewshot, job.tasks[0].limit) == (None, None)
     assert job.baseline == "greedy"
+    assert job.generation.max_new_tokens is None  # the task's own
     assert job == parse_job(
         SHORTEST[:-1]
-        + ", generation: {max_new_tokens: 256}, seed: 0,"
+        + ", seed: 0,"
         + " cluster: {actors: auto, gpus_per_actor: auto, slots: 64, shard_size: 32}}"
     )
 

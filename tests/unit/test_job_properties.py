@@ -64,7 +64,7 @@ def jobs(draw: st.DrawFn) -> JobSpec:
         tasks=draw(st.lists(tasks, min_size=1, max_size=3, unique_by=lambda task: task.task)),
         methods=chosen,
         baseline=draw(st.sampled_from(chosen)).name,
-        generation=GenerationSpec(max_new_tokens=draw(counts)),
+        generation=GenerationSpec(max_new_tokens=draw(st.none() | counts)),
         cluster=draw(clusters),
         seed=draw(st.integers(0, 2**31 - 1)),
     )
