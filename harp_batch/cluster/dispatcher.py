@@ -6,6 +6,8 @@ A pure state machine, with no Ray, no clock and no I/O. Its rules:
 - A lease is current until its actor is lost. Answers of a lease that is not current are refused, so that an
   actor given up for dead can never add to what its successor does.
 - An answer counts once.
+- An actor works on one evaluation at a time: rows of two methods in one forward would share its time, and the
+  cheap rides would make a speed comparison between them worthless.
 - A shard whose last allowed attempt was lost comes back as a lease of no actor: the driver records an error
   for each of its requests and accepts those like any other answers.
 """
@@ -85,8 +87,14 @@ class Dispatcher:
         return sum(len(o.missing) for o in self._held(actor))
 
     def next_for(self, actor: str) -> Lease | None:
-        """Lease the first queued shard to ``actor``; None when nothing is queued."""
-        return self._open[self._queue.popleft()].grant(actor) if self._queue else None
+        """Lease the first queued shard to ``actor``; None when there is none that it may have now."""
+        if not self._queue or not self._fits(self._open[self._queue[0]], actor):
+            return None
+        return self._open[self._queue.popleft()].grant(actor)
+
+    def _fits(self, shard: _Open, actor: str) -> bool:
+        """Whether ``actor`` holds nothing of another evaluation."""
+        return all(o.shard.evaluation_id == shard.shard.evaluation_id for o in self._held(actor))
 
     def fresh(self, lease: LeaseId, keys: Iterable[Key]) -> set[Key]:
         """Those of ``keys`` that would count as answers of ``lease`` now; changes nothing."""

@@ -254,11 +254,11 @@ class _Run:
         share = min(2 * self._slots, -(-self._dispatcher.remaining // self._actors))
         hungry = [m for m in self.crew.members.values() if m.ready]
         while hungry := [m for m in hungry if self._dispatcher.load(m.name) < share]:
-            for member in hungry:
-                lease = self._dispatcher.next_for(member.name)
-                if lease is None:
-                    return
-                member.handle.assign.remote(lease)
+            leases = [(member, self._dispatcher.next_for(member.name)) for member in hungry]
+            hungry = [member for member, lease in leases if lease]
+            for member, lease in leases:
+                if lease:
+                    member.handle.assign.remote(lease)
 
 
 def _key(answer: Answer) -> tuple[int, int]:

@@ -17,7 +17,12 @@ def requests(count: int) -> list[Request]:
 
 def shards(*sizes: int) -> list[Shard]:
     """One evaluation a shard, so that (evaluation, doc_id) is unique."""
-    return [Shard(number, f"e{number}", tuple(requests(size))) for number, size in enumerate(sizes)]
+    return [Shard(number, "e", tuple(requests(size))) for number, size in enumerate(sizes)]
+
+
+def two_a_piece(sizes: list[int]) -> list[Shard]:
+    """Shards 0 and 1 of one evaluation, 2 and 3 of the next, and so on."""
+    return [Shard(number, f"e{number // 2}", tuple(requests(size))) for number, size in enumerate(sizes)]
 
 
 def keys(lease: Lease) -> list[tuple[int, int]]:
@@ -45,6 +50,21 @@ def test_shards_leave_in_order_and_then_none() -> None:
     assert [leased(dispatcher, a).shard_id for a in "aba"] == [0, 1, 2]
     assert dispatcher.next_for("a") is None
     assert (dispatcher.load("a"), dispatcher.load("b"), dispatcher.remaining) == (3, 2, 5)
+
+
+def test_an_actor_works_on_one_evaluation_at_a_time() -> None:
+    dispatcher = Dispatcher(two_a_piece([1, 1, 2]))
+    first = [leased(dispatcher, "a"), leased(dispatcher, "a")]
+    assert dispatcher.next_for("a") is None
+    dispatcher.accept(first[0].id, keys(first[0]))
+    assert dispatcher.next_for("a") is None
+    dispatcher.accept(first[1].id, keys(first[1]))
+    assert leased(dispatcher, "a").evaluation_id == "e1"
+
+
+def test_an_idle_actor_may_begin_the_next_evaluation() -> None:
+    dispatcher = Dispatcher(two_a_piece([1, 1, 2]))
+    assert [leased(dispatcher, a).evaluation_id for a in "aab"] == ["e0", "e0", "e1"]
 
 
 def test_no_shards_and_empty_shards_are_done() -> None:
@@ -122,7 +142,7 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @initialize(sizes=st.lists(st.integers(0, 4), max_size=5), attempts=st.integers(1, 3))
     def start(self, sizes: list[int], attempts: int) -> None:
-        self.dispatcher = Dispatcher(shards(*sizes), max_attempts=attempts)
+        self.dispatcher = Dispatcher(two_a_piece(sizes), max_attempts=attempts)
         self.attempts = attempts
         self.wanted = {(number, doc, 0) for number, size in enumerate(sizes) for doc in range(size)}
         self.accepted: list[tuple[int, int, int]] = []
@@ -169,13 +189,16 @@ class DispatcherMachine(RuleBasedStateMachine):
             return
         for actor in self.actors:
             self.leases += self.dispatcher.actor_lost(actor)
-        while lease := self.dispatcher.next_for("last"):
-            self.leases.append(lease)
         for lease in self.leases:
-            new = self.dispatcher.accept(lease.id, keys(lease))
-            self.accepted += [(lease.shard_id, *key) for key in new]
+            self.accept_all(lease)
+        while lease := self.dispatcher.next_for("last"):
+            self.accept_all(lease)
         assert self.dispatcher.done
         assert sorted(self.accepted) == sorted(self.wanted)
+
+    def accept_all(self, lease: Lease) -> None:
+        new = self.dispatcher.accept(lease.id, keys(lease))
+        self.accepted += [(lease.shard_id, *key) for key in new]
 
 
 DispatcherMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
