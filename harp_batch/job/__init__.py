@@ -66,7 +66,7 @@ def parse_job(
     if limit is not None:
         apply_limit(job, limit, origins)
     try:
-        return JobSpec.model_validate(job)
+        return JobSpec.model_validate(job).with_origins(origins)
     except ValidationError as error:
         raise checking_error(error, job, origins) from error
 

@@ -7,8 +7,9 @@ and one more member of :data:`MethodSpec`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
@@ -26,6 +28,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from harp_batch.errors import UserError
+from harp_batch.job.problems import Origins
 from harp_batch.job.reader import CORE_SCALARS
 
 LARGEST = 2**31 - 1  # what an integer column holds on every database
@@ -214,6 +218,28 @@ class JobSpec(_Strict):
                 "baseline", "no method is named '{name}'; {hint}", {"name": baseline, "hint": hint}
             )
         return baseline
+
+    _origins: Origins = PrivateAttr(default_factory=lambda: Origins("job", {}))
+
+    def __eq__(self, other: object) -> bool:
+        """Equal jobs ask for the same; where their keys were written does not matter."""
+        return isinstance(other, JobSpec) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def with_origins(self, origins: Origins) -> Self:
+        """The same job, which knows where its keys were written."""
+        copy = self.model_copy()
+        copy._origins = origins
+        return copy
+
+    @contextmanager
+    def blaming(self, *path: str | int) -> Iterator[None]:
+        """A UserError from the block gets the place (file, line, key) of ``path`` before its sentence."""
+        try:
+            yield
+        except UserError as error:
+            raise type(error)(str(self._origins.error(path, str(error)))) from error
 
     def to_yaml(self) -> str:
         """The job with every default written out; loading it gives an equal job."""

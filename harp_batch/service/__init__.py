@@ -21,6 +21,7 @@ from harp_batch.service.metrics import save_metrics
 from harp_batch.service.plan import Plan, plan_run, replan
 from harp_batch.service.progress import EvaluationProgress, Observer, Progress, Silent
 from harp_batch.store import RunSummary, Store, open_store
+from harp_batch.store.migrate import require_usable
 from harp_batch.store.query import QueryResult, run_query
 
 if TYPE_CHECKING:
@@ -63,13 +64,13 @@ def submit(
     StoreUnavailable) where a started run broke; what it committed stays and can be resumed.
     """
     observer = observer or Silent()
-    with open_store(db_url, create=True) as store:
-        planned = plan_run(spec, data_dir, observer.phase)
-        with _cluster(spec, address, observer) as layout:
-            versions = planned.run.versions | {"device": layout.device}
-            planned = replace(planned, run=replace(planned.run, versions=versions))
-            store.create_run(planned.run)
-            return _execute(planned, layout, store, observer)
+    require_usable(db_url)  # before minutes of work, and without making anything
+    planned = plan_run(spec, data_dir, observer.phase)
+    with _cluster(spec, address, observer) as layout, open_store(db_url, create=True) as store:
+        versions = planned.run.versions | {"device": layout.device}
+        planned = replace(planned, run=replace(planned.run, versions=versions))
+        store.create_run(planned.run)
+        return _execute(planned, layout, store, observer)
 
 
 def resume(

@@ -48,16 +48,18 @@ def plan_run(spec: JobSpec, data_dir: Path | None, say: Say) -> Plan:
 
     Raises the UserError of whatever is wrong; writes nothing but the model cache.
     """
-    for method in spec.methods:
-        method_from_settings(method.settings)
-    models = {model.ref: _resolve(model, say) for model in spec.models}
+    for place, method in enumerate(spec.methods):
+        with spec.blaming("methods", place):
+            method_from_settings(method.settings)
+    models = _resolve_all(spec, say)
     tasks, records = {}, []
     for model in spec.models:
-        for wish in spec.tasks:
+        for place, wish in enumerate(spec.tasks):
             say(f"building the requests of {wish.task}")
-            task = load_task(wish.task, num_fewshot=wish.num_fewshot, data_dir=data_dir)
+            with spec.blaming("tasks", place):
+                task = load_task(wish.task, num_fewshot=wish.num_fewshot, data_dir=data_dir)
+                records.append(_task_record(spec, model, wish, task, models[model.ref]))
             tasks[model.ref, wish.task] = task
-            records.append(_task_record(spec, model, wish, task, models[model.ref]))
     return Plan(spec, _run_record(spec, models, records), models, tasks)
 
 
@@ -67,7 +69,7 @@ def replan(run: RunRecord, data_dir: Path | None, say: Say) -> Plan:
     Raises ModelError where a model is no longer the one that the run began with.
     """
     spec = parse_job(run.job_yaml, f"run {run.id}")
-    models = {model.ref: _resolve(model, say) for model in spec.models}
+    models = _resolve_all(spec, say)
     for record in run.models:
         _check_unchanged(record, models[record.ref])
     say("loading the tasks")
@@ -78,9 +80,13 @@ def replan(run: RunRecord, data_dir: Path | None, say: Say) -> Plan:
     return Plan(spec, run, models, tasks)
 
 
-def _resolve(model: ModelSpec, say: Say) -> LocalModel:
-    say(f"getting the model {model.ref}")
-    return resolve(model.ref, model.revision)
+def _resolve_all(spec: JobSpec, say: Say) -> dict[str, LocalModel]:
+    models = {}
+    for place, model in enumerate(spec.models):
+        say(f"getting the model {model.ref}")
+        with spec.blaming("models", place):
+            models[model.ref] = resolve(model.ref, model.revision)
+    return models
 
 
 def _check_unchanged(record: ModelRecord, local: LocalModel) -> None:

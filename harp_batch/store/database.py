@@ -47,13 +47,23 @@ def is_sqlite(url: sa.URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def connect_sqlite(url: sa.URL, mode: Mode) -> sqlite3.Connection:
-    """A connection to the file; raises DatabaseError where there is none and the mode does not make one."""
-    path = Path(url.database or "").absolute()
-    if mode != "rwc" and not path.exists():
-        raise DatabaseError(f"the database file {path} does not exist: submit a job first, or give --db")
+def sqlite_path(url: sa.URL) -> Path:
+    """The file behind a SQLite URL."""
+    return Path(url.database or "").absolute()
+
+
+def require_folder(path: Path) -> None:
+    """Raise DatabaseError where a database file has no folder to be in."""
     if not path.parent.is_dir():
         raise DatabaseError(f"the database file {path} cannot be made: there is no folder {path.parent}")
+
+
+def connect_sqlite(url: sa.URL, mode: Mode) -> sqlite3.Connection:
+    """A connection to the file; raises DatabaseError where there is none and the mode does not make one."""
+    path = sqlite_path(url)
+    if mode != "rwc" and not path.exists():
+        raise DatabaseError(f"the database file {path} does not exist: submit a job first, or give --db")
+    require_folder(path)
     return sqlite3.connect(
         f"{path.as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
     )

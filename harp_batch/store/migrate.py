@@ -15,7 +15,15 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
 from harp_batch.errors import DatabaseError
-from harp_batch.store.database import Mode, make_engine, parse_url, show
+from harp_batch.store.database import (
+    Mode,
+    is_sqlite,
+    make_engine,
+    parse_url,
+    require_folder,
+    show,
+    sqlite_path,
+)
 
 VERSION_TABLE = "harp_batch_version"  # not Alembic's default: a database may be shared with other programs
 _LOCK = 0x68617270  # an advisory lock of PostgreSQL: two first submits must not both create the tables
@@ -74,6 +82,17 @@ def require_current(url: str) -> None:
     state = check(url)
     if state is not SchemaState.CURRENT:
         raise DatabaseError(_advice(parse_url(url), state))
+
+
+def require_usable(url: str) -> None:
+    """Raise DatabaseError unless a run can be stored here now or after `ensure`; makes nothing."""
+    parsed = parse_url(url)
+    if is_sqlite(parsed) and not sqlite_path(parsed).exists():
+        require_folder(sqlite_path(parsed))
+        return
+    state = check(url)
+    if state not in (SchemaState.EMPTY, SchemaState.CURRENT):
+        raise DatabaseError(_advice(parsed, state))
 
 
 def _advice(url: sa.URL, state: SchemaState) -> str:

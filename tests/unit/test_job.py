@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harp_batch.errors import JobError
+from harp_batch.errors import JobError, TaskError
 from harp_batch.job import GreedySpec, HarpSpec, ModelSpec, TaskSpec, load_job, parse_job
 
 JOBS = sorted((Path(__file__).resolve().parents[2] / "jobs").glob("*.yaml"))
@@ -100,7 +100,7 @@ def test_a_job_is_frozen():
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_every_job_that_is_shipped_loads(path: Path):
     job = load_job(path)
-    assert [method.kind for method in job.methods] == ["greedy", "harp"]
+    assert {method.kind for method in job.methods} == {"greedy", "harp"}
     assert job.baseline == "greedy"
 
 
@@ -364,3 +364,22 @@ class TestOverrides:
 def test_the_reference_shows_a_job_that_loads():
     page = (Path(__file__).resolve().parents[2] / "docs" / "jobs.md").read_text(encoding="utf-8")
     assert parse_job(page.split("```yaml\n")[1].split("```")[0]) == parse_job(JOB)
+
+
+def test_a_problem_found_later_gets_its_place_in_the_file():
+    job = parse_job("name: a\nmodels: [m]\ntasks:\n- t\n- {task: u}\nmethods: [greedy]\n", "jobs/a.yaml")
+    with (
+        pytest.raises(TaskError, match=r"^jobs/a.yaml:5: tasks\[1\]: there is no task 'u'$"),
+        job.blaming("tasks", 1),
+    ):
+        raise TaskError("there is no task 'u'")
+
+
+def test_a_problem_found_later_names_the_option_that_it_came_from():
+    job = parse_job(SHORTEST, "a.yaml", overrides=["tasks.0=u"])
+    with pytest.raises(TaskError, match=r"^--set tasks\.0: no task$"), job.blaming("tasks", 0):
+        raise TaskError("no task")
+
+
+def test_where_a_job_was_written_does_not_make_it_another_job():
+    assert parse_job(SHORTEST, "a.yaml") == parse_job("\n\n" + SHORTEST, "b.yaml")
