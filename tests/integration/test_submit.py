@@ -116,9 +116,14 @@ def test_what_was_used_is_recorded(finished: Finished, spec: JobSpec) -> None:
     assert len(record.models[0].weights_sha256) == 64
 
 
-def test_actors_shards_and_slots_change_no_answer(spec: JobSpec, sqlite_url: str, finished: Finished) -> None:
-    run = service.submit(with_cluster(spec, actors=2, shard_size=32, slots=7), db_url=sqlite_url)
-    assert answers(sqlite_url, run) == finished.answers
+def test_actors_shards_slots_and_database_change_no_answer(
+    spec: JobSpec, postgres_url: str, finished: Finished
+) -> None:
+    run = service.submit(with_cluster(spec, actors=2, shard_size=32, slots=7), db_url=postgres_url)
+    assert answers(postgres_url, run) == finished.answers
+    ours, theirs = (service.results(url, "latest") for url in (postgres_url, finished.url))
+    same = ("task", "method", "metric", "value", "stderr", "delta", "p_value", "output_tokens", "relative_cost")
+    assert [[row[c] for c in same] for row in ours] == [[row[c] for c in same] for row in theirs]
 
 
 def test_a_killed_actor_costs_no_answer(
