@@ -18,6 +18,7 @@ from harp_batch.tasks.quiet import quiet_lm_eval
 
 Scores = dict[str, Any]
 _PREFERRED = ("acc", "exact_match")
+_LENIENT = "flexible-extract"  # lm-eval's name for a filter that finds the answer however it is written
 _BOOTSTRAP_ITERS = 1000  # for the metrics without a formula, such as perplexity; lm-eval seeds it with 0
 _UNDEFINED = (ValueError, ZeroDivisionError, OverflowError, IndexError)
 
@@ -25,8 +26,9 @@ _UNDEFINED = (ValueError, ZeroDivisionError, OverflowError, IndexError)
 def score(task: ConfigurableTask, request: Request, answer: Answer) -> tuple[Scores, bool | None]:
     """Return the document's values by "metric,filter", and whether the answer is correct.
 
-    `correct` is the value of acc, else of exact_match, else of the first metric that gives a whole 0 or 1,
-    each with the task's first filter; None where the task has no such metric.
+    `correct` is the value of acc, else of exact_match, else of the first metric that gives a whole 0 or 1;
+    None where the task has no such metric. It says whether the answer is right rather than whether it is written
+    as the examples are: of several filters flexible-extract decides where there is one, else the first.
 
     An answer with an error counts as wrong: to leave it out would flatter the method that failed.
     A generation is scored as empty text. Log-likelihoods give 0 for every mean where higher is better, and
@@ -36,7 +38,7 @@ def score(task: ConfigurableTask, request: Request, answer: Answer) -> tuple[Sco
         scores = dict.fromkeys(_wrong_keys(task), 0.0)
     else:
         scores = _processed(task, request, answer)
-    return scores, _correct(scores, task._filters[0].name)
+    return scores, _correct(scores, _deciding_filter([ensemble.name for ensemble in task._filters]))
 
 
 def _processed(task: ConfigurableTask, request: Request, answer: Answer) -> Scores:
@@ -68,14 +70,18 @@ def _wrong_keys(task: ConfigurableTask) -> list[str]:
     return [f"{metric},{ensemble.name}" for ensemble in task._filters for metric in metrics]
 
 
+def _deciding_filter(names: Sequence[str]) -> str:
+    return _LENIENT if _LENIENT in names else names[0]
+
+
 def _correct(scores: Scores, filter_name: str) -> bool | None:
-    first = {
+    values = {
         key.rpartition(",")[0]: value for key, value in scores.items() if key.endswith(f",{filter_name}")
     }
     for metric in _PREFERRED:
-        if metric in first and first[metric] in (0, 1):
-            return bool(first[metric])
-    whole = [value for value in first.values() if isinstance(value, int) and value in (0, 1)]
+        if metric in values and values[metric] in (0, 1):
+            return bool(values[metric])
+    whole = [value for value in values.values() if isinstance(value, int) and value in (0, 1)]
     return bool(whole[0]) if whole else None
 
 

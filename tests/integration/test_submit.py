@@ -122,7 +122,17 @@ def test_actors_shards_slots_and_database_change_no_answer(
     run = service.submit(with_cluster(spec, actors=2, shard_size=32, slots=7), db_url=postgres_url)
     assert answers(postgres_url, run) == finished.answers
     ours, theirs = (service.results(url, "latest") for url in (postgres_url, finished.url))
-    same = ("task", "method", "metric", "value", "stderr", "delta", "p_value", "output_tokens", "relative_cost")
+    same = (
+        "task",
+        "method",
+        "metric",
+        "value",
+        "stderr",
+        "delta",
+        "p_value",
+        "output_tokens",
+        "relative_cost",
+    )
     assert [[row[c] for c in same] for row in ours] == [[row[c] for c in same] for row in theirs]
 
 
