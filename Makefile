@@ -85,11 +85,11 @@ docs: $(VENV)/.installed-test  ## write docs/cli.md from the commands
 	@mv docs/cli.md.new docs/cli.md
 
 .PHONY: lock
-lock: $(BIN)/python  ## write constraints.txt from the newest versions that fit pyproject.toml
+lock: $(BIN)/python  ## write constraints.txt from the newest versions that fit pyproject.toml; torch stays
 	@echo "==> resolving in build/lock"
 	@rm -rf build/lock
 	@$(BIN)/python -m venv build/lock
-	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@build/lock/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)" -e '.[test]'
 	@grep '^#' constraints.txt > build/constraints.txt
 	@build/lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' >> build/constraints.txt
 	@mv build/constraints.txt constraints.txt

@@ -146,10 +146,7 @@ class ChunkGroup:
         q, k, v = q[:, self.rows], k[:, self.rows], v[:, self.rows]
         if self.pool is not None:
             k, v = self._store(layer, k, v)
-        plain = style.window is None and style.softcap is None
-        if self.start == 0 and plain:
-            return _causal(q, k, v, style.scale)
-        return self._masked(q, k, v, style)
+        return _stream(q, k, v, self.start, style)
 
     def _store(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new rows and return all rows of the stream so far: [Hkv, start + n, D]."""
@@ -160,13 +157,36 @@ class ChunkGroup:
         stored_v[self.slot, :, self.start : end] = v
         return stored_k[self.slot, :, :end], stored_v[self.slot, :, :end]
 
-    def _masked(self, q: Tensor, k: Tensor, v: Tensor, style: Style) -> Tensor:
-        kv_heads, n = k.shape[0], q.shape[1]
-        positions = torch.arange(self.start, self.start + n, device=q.device)
-        hidden = _hidden_keys(positions, k.shape[1], style.window)  # [n, L]
-        grouped = q.reshape(kv_heads, -1, n, q.shape[2])  # [Hkv, G, n, D]
-        out = _softmax_product(grouped, k[:, None], v[:, None], hidden, style)
-        return out.flatten(0, 1).transpose(0, 1)
+
+@dataclass(frozen=True, slots=True)
+class BranchedGroup:
+    """A stream from its beginning that ends in several branches; nothing is kept."""
+
+    rows: slice
+    stem: int  # rows before the first branch
+    branches: tuple[int, ...]  # rows of each branch
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, style: Style) -> Tensor:  # noqa: ARG002
+        """See `Group.attend`."""
+        sizes = [self.stem, *self.branches]
+        qs, ks, vs = (torch.split(t[:, self.rows], sizes, dim=1) for t in (q, k, v))
+        done = [_stream(qs[0], ks[0], vs[0], 0, style)]
+        for branch_q, branch_k, branch_v in zip(qs[1:], ks[1:], vs[1:], strict=True):
+            whole_k, whole_v = torch.cat([ks[0], branch_k], dim=1), torch.cat([vs[0], branch_v], dim=1)
+            done.append(_stream(branch_q, whole_k, whole_v, self.stem, style))
+        return torch.cat(done)
+
+
+def _stream(q: Tensor, k: Tensor, v: Tensor, start: int, style: Style) -> Tensor:
+    """Rows ``start``.. of one stream, q [H, n, D], over all of its rows so far, k and v [Hkv, start + n, D]."""
+    if start == 0 and style.window is None and style.softcap is None:
+        return _causal(q, k, v, style.scale)
+    kv_heads, n = k.shape[0], q.shape[1]
+    positions = torch.arange(start, start + n, device=q.device)
+    hidden = _hidden_keys(positions, k.shape[1], style.window)  # [n, L]
+    grouped = q.reshape(kv_heads, -1, n, q.shape[2])  # [Hkv, G, n, D]
+    out = _softmax_product(grouped, k[:, None], v[:, None], hidden, style)
+    return out.flatten(0, 1).transpose(0, 1)
 
 
 def _hidden_keys(positions: Tensor, length: int, window: int | None) -> Tensor:

@@ -58,7 +58,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._stop_ids = stop_token_ids(model, tokenizer)
         self._rejected: list[tuple[Hashable, Outcome]] = []
-        self._choices: dict[Hashable, list[Scoring]] = {}
+        self._scorings: dict[Hashable, list[Scoring]] = {}  # one for each context of a request
 
     @property
     def busy(self) -> bool:
@@ -144,7 +144,7 @@ class Engine:
                 outcomes.update(self.step())
         except BaseException:
             self.batcher = Batcher(self.batcher.limits)  # leave nothing behind for the next call
-            self._choices.clear()
+            self._scorings.clear()
             raise
         for index, outcome in outcomes.items():
             if isinstance(outcome, RequestError):
@@ -189,15 +189,26 @@ class Engine:
         method: Method,
         seed: int,
     ) -> None:
+        if not pairs:
+            self._rejected.append((ticket, RequestError("the request has no continuation to score")))
+            return
         problems = [self._too_long(len(c) + len(t) - 1, min(len(c), len(t))) for c, t in pairs]
         if any(problems):
             self._rejected.append((ticket, RequestError(next(p for p in problems if p))))
             return
-        self._choices[ticket] = [
-            Scoring(ticket=ticket, key=key, seed=seed, method=method, context=context, targets=targets)
-            for context, targets in pairs
+        self._scorings[ticket] = [
+            Scoring(
+                ticket=ticket,
+                key=key,
+                seed=seed,
+                method=method,
+                context=context,
+                continuations=tuple(pairs[place][1] for place in places),
+                choices=tuple(places),
+            )
+            for context, places in _by_context(pairs).items()
         ]
-        for scoring in self._choices[ticket]:
+        for scoring in self._scorings[ticket]:
             self.batcher.add(scoring)
 
     def _too_long(self, positions: int, least: int) -> str | None:
@@ -237,16 +248,17 @@ class Engine:
         for sequence in [s for s in self.batcher.live if s.done]:
             outcomes.append((sequence.ticket, _outcome(sequence)))
         for ticket in {s.ticket: None for s in self.batcher.scoring if s.done}:
-            choices = self._choices[ticket]
-            failed = next((c.error for c in choices if c.error), None)
+            scorings = self._scorings[ticket]
+            failed = next((s.error for s in scorings if s.error), None)
             if failed:
                 self.batcher.drop(ticket)
                 outcomes.append((ticket, RequestError(failed)))
-            elif all(c.done for c in choices):
-                outcomes.append((ticket, tuple(c.score() for c in choices)))
+            elif all(s.done for s in scorings):
+                scores = {place: score for s in scorings for place, score in s.scores().items()}
+                outcomes.append((ticket, tuple(scores[place] for place in sorted(scores))))
             else:
                 continue
-            del self._choices[ticket]
+            del self._scorings[ticket]
         for move in self.batcher.retire():
             self.runner.move(move.source, move.target, move.length)
         return outcomes
@@ -254,3 +266,11 @@ class Engine:
 
 def _outcome(sequence: Sequence) -> Outcome:
     return RequestError(sequence.error) if sequence.error else sequence.completion()
+
+
+def _by_context(pairs: Seq[tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[tuple[int, ...], list[int]]:
+    """Places of the pairs, by context."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, (context, _) in enumerate(pairs):
+        places.setdefault(context, []).append(place)
+    return places

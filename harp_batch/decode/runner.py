@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from harp_batch.decode import harp
-from harp_batch.decode.attention import IMPLEMENTATION, ChunkGroup, DecodeGroup, Group, Packing, Style
+from harp_batch.decode.attention import (
+    IMPLEMENTATION,
+    BranchedGroup,
+    ChunkGroup,
+    DecodeGroup,
+    Group,
+    Packing,
+    Style,
+)
 from harp_batch.decode.kv import KVPool
 from harp_batch.errors import ModelError
 
@@ -30,16 +38,31 @@ class Mask:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive token positions of one stream, to go through the model in one step."""
+    """Consecutive token positions of one stream, to go through the model in one step.
 
-    token_ids: Sequence[int]
+    It may end in several branches: alternative continuations of the same stem, which do not see each other.
+    """
+
+    token_ids: Sequence[int]  # the stem, then every branch
     start: int  # position of the first token
-    outputs: Sequence[int] = ()  # offsets into token_ids whose logits are wanted, ascending
+    outputs: Sequence[int] = ()  # offsets into token_ids whose logits are wanted, any order, repeats allowed
     slot: int | None = None  # where the stream's keys and values live; None: they are not kept
     mask: Mask | None = None  # None: the original stream; else the reframed one
+    branches: Sequence[int] = ()  # length of each branch; a chunk with branches keeps nothing
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def stem(self) -> int:
+        """Tokens before the first branch."""
+        return len(self.token_ids) - sum(self.branches)
+
+    def positions(self) -> list[int]:
+        """The position of every token; each branch goes on where the stem ends."""
+        end = self.start + self.stem
+        branched = [p for length in self.branches for p in range(end, end + length)]
+        return [*range(self.start, end), *branched]
 
 
 class ModelRunner:
@@ -87,7 +110,7 @@ class ModelRunner:
         starts = _row_starts(chunks)
         rows = _whole_blocks(starts[-1])
         tokens = self._padded([t for c in chunks for t in c.token_ids], rows)
-        positions = self._padded([p for c in chunks for p in range(c.start, c.start + len(c))], rows)
+        positions = self._padded([p for c in chunks for p in c.positions()], rows)
         wanted = [s + o for c, s in zip(chunks, starts, strict=False) for o in c.outputs]
         packing = Packing(self._groups(chunks, starts))
         return self._logits(self._embeddings(chunks, starts, tokens, positions), positions, wanted, packing)
@@ -95,7 +118,8 @@ class ModelRunner:
     def _logits(
         self, embeddings: Tensor, positions: Tensor, wanted: Sequence[int], packing: Packing
     ) -> Tensor:
-        keep = self._padded(wanted, _whole_blocks(len(wanted)))
+        distinct = list(dict.fromkeys(wanted))
+        keep = self._padded(distinct, _whole_blocks(len(distinct)))
         out = self.model(
             inputs_embeds=embeddings[None],
             position_ids=positions[None],
@@ -103,8 +127,11 @@ class ModelRunner:
             use_cache=False,
             packing=packing,
         )
-        logits: Tensor = out.logits[0, : len(wanted)].float()
-        return logits
+        logits: Tensor = out.logits[0, : len(distinct)].float()
+        if len(distinct) == len(wanted):
+            return logits
+        places = {row: place for place, row in enumerate(distinct)}
+        return logits[torch.tensor([places[row] for row in wanted], device=self.device)]
 
     def _padded(self, values: Sequence[int], size: int) -> Tensor:
         padding = [0] * (size - len(values))
@@ -136,11 +163,15 @@ class ModelRunner:
             if decoding:
                 groups.append(self._decode_group(pool, [chunks[i] for i in decoding], starts[decoding[0]]))
         groups.extend(
-            ChunkGroup(slice(s, s + len(c)), c.start, self._pool(c), c.slot or 0)
-            for c, s in zip(chunks, starts, strict=False)
-            if not _decodes(c)
+            self._chunk_group(c, s) for c, s in zip(chunks, starts, strict=False) if not _decodes(c)
         )
         return groups
+
+    def _chunk_group(self, chunk: Chunk, first_row: int) -> Group:
+        rows = slice(first_row, first_row + len(chunk))
+        if chunk.branches:
+            return BranchedGroup(rows, chunk.stem, tuple(chunk.branches))
+        return ChunkGroup(rows, chunk.start, self._pool(chunk), chunk.slot or 0)
 
     def _decode_group(self, pool: KVPool, chunks: Sequence[Chunk], first_row: int) -> DecodeGroup:
         slots = [c.slot for c in chunks]

@@ -92,17 +92,6 @@ class Owner:
         """Steps that await their reframed logits, in order."""
         return sorted(s for s, state in self.steps.items() if state.parked is not None)
 
-    def trace(self) -> TokenTrace:
-        """All steps, in order."""
-        states = [self.steps[s] for s in sorted(self.steps)]
-        return TokenTrace(
-            token_ids=tuple(s.token for s in states),
-            entropy=tuple(s.entropy for s in states),
-            hesitated=tuple(s.hesitated for s in states),
-            vanilla_token_ids=tuple(s.vanilla for s in states),
-            flipped=tuple(s.flipped for s in states),
-        )
-
 
 class Stopper(Protocol):
     """Says whether the generated token ids (the newest last) end the answer."""
@@ -183,7 +172,7 @@ class Sequence(Owner):
         assert self.finish_reason is not None
         return Completion(
             token_ids=tuple(self.generated),
-            trace=self.trace(),
+            trace=_trace([self.steps[s] for s in sorted(self.steps)]),
             finish_reason=self.finish_reason,
             prompt_tokens=self.prompt_tokens,
             forward_tokens=self.forward_tokens,
@@ -193,11 +182,22 @@ class Sequence(Owner):
 
 @dataclass(slots=True, kw_only=True)
 class Scoring(Owner):
-    """The log-likelihood of one continuation after one context; its steps are the target positions."""
+    """The log-likelihoods of several continuations of one context; its steps are all their tokens in order.
+
+    One pass covers everything that shares a mask: the context once, and behind it each continuation as a branch
+    that does not see the others. The first token of every continuation is read from the context's last row.
+    """
 
     context: tuple[int, ...]
-    targets: tuple[int, ...]
-    greedy: dict[int, bool] = field(default_factory=dict)
+    continuations: tuple[tuple[int, ...], ...]
+    choices: tuple[int, ...] = (0,)  # the place of each continuation in its request
+    targets: list[int] = field(init=False)  # by step
+    places: list[tuple[int, int]] = field(init=False)  # by step: which continuation, which of its tokens
+    greedy: dict[int, bool] = field(default_factory=dict)  # by step
+
+    def __post_init__(self) -> None:
+        self.targets = [token for tokens in self.continuations for token in tokens]
+        self.places = [(c, j) for c, tokens in enumerate(self.continuations) for j in range(len(tokens))]
 
     @property
     def done(self) -> bool:
@@ -205,18 +205,27 @@ class Scoring(Owner):
         return self.error is not None or len(self.greedy) == len(self.targets)
 
     def work(self) -> list[Work]:
-        """The original pass over everything; then the reframed passes of the targets that hesitated."""
+        """The original pass over everything; then a reframed pass for each mask that some target awaits."""
         if not self.steps:
-            return [self._pass(range(len(self.targets)), None)]
-        parked = self.parked_steps()
-        if parked and self.reframing.mask == "sequence":
-            return [self._pass(parked, self.mask(0))]
-        return [self._pass([step], self.mask(step)) for step in parked]
+            return [self._pass(list(range(len(self.targets))), None)]
+        awaited: dict[int, list[int]] = {}
+        for step in self.parked_steps():
+            awaited.setdefault(self.reframing.mask_step(self.places[step][1]), []).append(step)
+        return [self._pass(steps, self.mask(mask_step)) for mask_step, steps in awaited.items()]
 
-    def _pass(self, steps: range | list[int], mask: Mask | None) -> Work:
-        first = len(self.context) - 1  # the row that predicts target 0
-        tokens = (self.context + self.targets)[: first + steps[-1] + 1]
-        chunk = Chunk(tokens, 0, tuple(first + s for s in steps), slot=None, mask=mask)
+    def _pass(self, steps: list[int], mask: Mask | None) -> Work:
+        """One pass that gives the logits of ``steps``, with as much of each continuation as they need."""
+        fed: dict[int, int] = {}  # tokens of each continuation that go through the model
+        for continuation, token in (self.places[step] for step in steps):
+            fed[continuation] = max(fed.get(continuation, 0), token)
+        tokens, last_row = list(self.context), len(self.context) - 1
+        begins = {}
+        for continuation, count in fed.items():
+            begins[continuation] = len(tokens)
+            tokens += self.continuations[continuation][:count]
+        outputs = [begins[c] + j - 1 if j else last_row for c, j in (self.places[step] for step in steps)]
+        branches = tuple(count for count in fed.values() if count)
+        chunk = Chunk(tokens, 0, outputs, mask=mask, branches=branches if len(branches) > 1 else ())
         return Work(self, chunk, tuple(steps))
 
     def ran(self, chunk: Chunk) -> None:
@@ -230,13 +239,27 @@ class Scoring(Owner):
         state.flipped = chosen != state.vanilla
         self.greedy[step] = chosen == self.targets[step]
 
-    def score(self) -> Score:
-        """The finished score."""
+    def scores(self) -> dict[int, Score]:
+        """The finished scores, by place in the request; the first one carries what all of them cost."""
+        return {place: self._score(c) for c, place in enumerate(self.choices)}
+
+    def _score(self, continuation: int) -> Score:
+        steps = [s for s, (c, _) in enumerate(self.places) if c == continuation]
         return Score(
-            logprob=math.fsum(state.logprob for state in self.steps.values()),
-            is_greedy=all(self.greedy.values()),
-            trace=self.trace(),
+            logprob=math.fsum(self.steps[s].logprob for s in steps),
+            is_greedy=all(self.greedy[s] for s in steps),
+            trace=_trace([self.steps[s] for s in steps]),
             prompt_tokens=len(self.context),
-            forward_tokens=self.forward_tokens,
-            seconds=self.seconds,
+            forward_tokens=0 if continuation else self.forward_tokens,
+            seconds=0.0 if continuation else self.seconds,
         )
+
+
+def _trace(states: list[Step]) -> TokenTrace:
+    return TokenTrace(
+        token_ids=tuple(s.token for s in states),
+        entropy=tuple(s.entropy for s in states),
+        hesitated=tuple(s.hesitated for s in states),
+        vanilla_token_ids=tuple(s.vanilla for s in states),
+        flipped=tuple(s.flipped for s in states),
+    )

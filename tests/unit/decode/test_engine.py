@@ -102,6 +102,65 @@ def test_scores_equal_the_uncached_loop(name: str, kind: str) -> None:
         assert engine.loglikelihood([pairs[0]], method=method)[0].is_greedy
 
 
+CONTINUATIONS = ((5,), (7, 9, 11), (5, 8), (13, 4, 6, 10))
+
+
+@pytest.mark.parametrize("kind", ["greedy", "step", "sequence"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_choices_that_share_a_context_equal_the_uncached_loop(name: str, kind: str) -> None:
+    method, setting = method_and_setting(name, kind)
+    engine = Engine(tiny_model(name), slots=4)
+    for doc, context in enumerate(prompts()):
+        choices = tuple(Choice(tuple(context), "", c) for c in CONTINUATIONS)
+        engine.submit(doc, score_request(doc, choices), method, seed=6)
+    outcomes = run(engine)
+    for doc, context in enumerate(prompts()):
+        for continuation, got in zip(CONTINUATIONS, outcomes[doc], strict=True):
+            logprob, is_greedy, tokens = oracle.score(
+                reference(name), context, list(continuation), setting, seed=6, key=f"tiny/{doc}/0"
+            )
+            assert got.logprob == pytest.approx(logprob, abs=1e-4)
+            assert got.is_greedy == is_greedy
+            assert got.trace.token_ids == continuation
+            assert got.trace.hesitated == tuple(t.hesitated for t in tokens)
+            assert got.trace.flipped == tuple(t.vanilla != t.token for t in tokens)
+            assert got.trace.entropy == pytest.approx([t.entropy for t in tokens], abs=1e-5)
+
+
+def test_choices_with_contexts_of_their_own_come_back_in_order() -> None:
+    engine = Engine(tiny_model("llama"))
+    pairs = [((5, 6), (7,)), ((8, 9, 10), (7, 11)), ((5, 6), (12, 13)), ((8, 9, 10), (14,))]
+    engine.submit("mixed", score_request(0, tuple(Choice(c, "", t) for c, t in pairs)), Greedy(), 0)
+    for got, (context, targets) in zip(run(engine)["mixed"], pairs, strict=True):
+        expected = oracle.score(reference("llama"), list(context), list(targets), oracle.Setting())
+        assert got.trace.token_ids == targets
+        assert got.logprob == pytest.approx(expected[0], abs=1e-4)
+
+
+def test_a_shared_context_is_paid_for_once() -> None:
+    context = tuple(prompts()[1])
+    choices = tuple(Choice(context, "", c) for c in CONTINUATIONS)
+    engine = Engine(tiny_model("llama"))
+
+    def cost(method: Method) -> int:
+        engine.submit(0, score_request(0, choices), method, 0)
+        return sum(score.forward_tokens for score in run(engine)[0])
+
+    fed = sum(len(c) - 1 for c in CONTINUATIONS)  # the last token of a continuation is never fed
+    assert cost(Greedy()) == len(context) + fed
+    assert cost(Harp(theta=0.0, mask="sequence")) == 2 * (len(context) + fed)
+    # a mask a step: the context again for every target index, behind it the branches that are that long
+    longer = [[len(c) > j for c in CONTINUATIONS].count(True) for j in range(1, 4)]
+    again = 4 * len(context) + sum(j * count for j, count in zip(range(1, 4), longer, strict=True))
+    assert cost(Harp(theta=0.0, mask="step")) == len(context) + fed + again
+
+
+def test_a_request_without_choices_is_an_error_and_not_a_wait() -> None:
+    engine = Engine(tiny_model("llama"))
+    engine.submit("none", score_request(0, ()), Greedy(), 0)
+    assert run(engine) == {"none": RequestError("the request has no continuation to score")}
+
+
 @pytest.mark.parametrize("kind", ["greedy", "step", "sequence"])
 def test_a_long_prompt_is_prefilled_in_chunks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harp_batch.decode.sequence.PREFILL_CHUNK", 16)
