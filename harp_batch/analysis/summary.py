@@ -118,9 +118,14 @@ def _difference(metric: str, own: Scored, baseline: Scored, seed: int) -> Compar
 def _plain_difference(metric: str, own: Scored, baseline: Scored) -> Comparison | None:
     """Of two aggregates that are no means: no interval, and only over the same answers."""
     value, other = _finite(own.aggregated[metric][0]), _finite(baseline.aggregated[metric][0])
-    if value is None or other is None or own.scores.keys() != baseline.scores.keys():
+    if value is None or other is None or not _same_answers(metric, own, baseline):
         return None
     return Comparison(delta=value - other, interval=None, p_value=None, n=own.count(metric))
+
+
+def _same_answers(metric: str, own: Scored, baseline: Scored) -> bool:
+    """An answer with an error has no perplexity, say: to compare without it would flatter whoever failed on it."""
+    return own.values(metric).keys() == baseline.values(metric).keys()
 
 
 def _varies(metric: str, own: Scored) -> bool:

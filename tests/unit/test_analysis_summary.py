@@ -100,6 +100,17 @@ def test_aggregates_over_different_answers_are_not_subtracted():
     assert (row.value, row.n, row.delta, row.stderr) == (3.0, 2, None, None)
 
 
+def test_an_error_without_a_perplexity_leaves_the_difference_undefined():
+    failed = {0: {"acc,none": 1, "ppl,none": [1, 2]}, 1: {"acc,none": 0.0}}
+    whole = {0: {"acc,none": 1, "ppl,none": [1, 2]}, 1: {"acc,none": 1, "ppl,none": [9, 2]}}
+    ours = scored("harp", failed, acc=(0.5, 0.5), ppl=(2.0, None))
+    rows = {
+        row.metric: row for row in summarise(ours, scored("greedy", whole, acc=(1.0, 0.0), ppl=(5.0, None)))
+    }
+    assert (rows["ppl"].value, rows["ppl"].n, rows["ppl"].delta) == (2.0, 1, None)
+    assert rows["acc"].delta == -0.5
+
+
 def test_documents_without_a_score_do_not_count():
     ours = scored("harp", {0: {"acc,none": 1}, 1: {}, 2: {"acc,none": 0}}, acc=(0.5, 0.5))
     row = only(summarise(ours, accuracy("greedy", [0, 1, 0])))
