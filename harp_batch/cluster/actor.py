@@ -20,7 +20,7 @@ from harp_batch.cluster.dispatcher import Lease, LeaseId
 from harp_batch.decode import Engine, Outcome, method_from_settings
 from harp_batch.decode.text import answer_text
 from harp_batch.decode.threads import use_threads
-from harp_batch.errors import HarpBatchError
+from harp_batch.errors import HarpBatchError, ModelError
 from harp_batch.models import LocalModel, load_model, load_tokenizer, resolve
 from harp_batch.records import Answer, Completion, FinishReason, Request, Score, TokenTrace
 
@@ -198,4 +198,9 @@ def _scored(evaluation_id: str, request: Request, scores: tuple[Score, ...]) -> 
 
 def _on_this_machine(model: LocalModel) -> LocalModel:
     """The model's files here: the driver's own path where it is shared, else fetched anew."""
-    return model if Path(model.path).exists() else resolve(model.ref, model.revision)
+    if Path(model.path).exists():
+        return model
+    local = resolve(model.ref, model.revision)
+    if local.weights_sha256 != model.weights_sha256:
+        raise ModelError(f"{model.ref} has other weights on this machine than where the run was submitted")
+    return local

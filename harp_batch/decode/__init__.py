@@ -1,6 +1,15 @@
 """The decoding engine: HARP and its rivals over one transformers model. Needs torch and transformers alone."""
 
-from harp_batch.decode.engine import Engine, Outcome, RequestError
+from harp_batch.decode.engine import Engine, Outcome, RequestError, require_supported
 from harp_batch.decode.methods import Greedy, Harp, Method, method_from_settings
 
-__all__ = ["Engine", "Greedy", "Harp", "Method", "Outcome", "RequestError", "method_from_settings"]
+__all__ = [
+    "Engine",
+    "Greedy",
+    "Harp",
+    "Method",
+    "Outcome",
+    "RequestError",
+    "method_from_settings",
+    "require_supported",
+]

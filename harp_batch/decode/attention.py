@@ -23,6 +23,7 @@ from harp_batch.decode.kv import KVPool
 from harp_batch.errors import ModelError
 
 IMPLEMENTATION = "harp_packed"
+_QUERY_BLOCK = 256  # rows of a chunk that are attended at a time, counted from the chunk's own beginning
 _KEY_BLOCK = 64  # decode reads keys in multiples of this, so that padding always ends on a vector boundary
 
 
@@ -181,10 +182,20 @@ def _stream(q: Tensor, k: Tensor, v: Tensor, start: int, style: Style) -> Tensor
     """Rows ``start``.. of one stream, q [H, n, D], over all of its rows so far, k and v [Hkv, start + n, D]."""
     if start == 0 and style.window is None and style.softcap is None:
         return _causal(q, k, v, style.scale)
-    kv_heads, n = k.shape[0], q.shape[1]
+    parts = torch.split(
+        q, _QUERY_BLOCK, dim=1
+    )  # so that the scores of a long prefix need not all be in memory
+    starts = range(start, start + q.shape[1], _QUERY_BLOCK)
+    return torch.cat([_masked(part, k, v, at, style) for part, at in zip(parts, starts, strict=True)])
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, start: int, style: Style) -> Tensor:
+    """Consecutive rows q [H, n, D], the first at position ``start``, over the keys that they may see."""
+    n = q.shape[1]
+    k, v = k[:, : start + n], v[:, : start + n]
     positions = torch.arange(start, start + n, device=q.device)
     hidden = _hidden_keys(positions, k.shape[1], style.window)  # [n, L]
-    grouped = q.reshape(kv_heads, -1, n, q.shape[2])  # [Hkv, G, n, D]
+    grouped = q.reshape(k.shape[0], -1, n, q.shape[2])  # [Hkv, G, n, D]
     out = _softmax_product(grouped, k[:, None], v[:, None], hidden, style)
     return out.flatten(0, 1).transpose(0, 1)
 

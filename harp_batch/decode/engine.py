@@ -31,6 +31,12 @@ class RequestError:
 Outcome = Completion | tuple[Score, ...] | RequestError
 
 
+def require_supported(model: Any) -> None:
+    """Raise ModelError unless an `Engine` can run the model's architecture; ``model`` may be on ``meta``."""
+    ModelRunner(model, slots=0, length=0).close()
+    context_length(model.config)
+
+
 class Engine:
     """Continuous batching over one model, for any mixture of methods and of generation and scoring.
 
@@ -57,6 +63,7 @@ class Engine:
         self.steps = 0  # forwards so far: what a watchdog watches
         self._tokenizer = tokenizer
         self._stop_ids = stop_token_ids(model, tokenizer)
+        self._tickets: set[Hashable] = set()
         self._rejected: list[tuple[Hashable, Outcome]] = []
         self._scorings: dict[Hashable, list[Scoring]] = {}  # one for each context of a request
 
@@ -73,7 +80,13 @@ class Engine:
     # -- requests in, outcomes out ------------------------------------------------------------------------
 
     def submit(self, ticket: Hashable, request: Request, method: Method, seed: int) -> None:
-        """Queue a request; its outcome comes back from a later `step` under ``ticket``."""
+        """Queue a request; its outcome comes back from a later `step` under ``ticket``.
+
+        Raises:
+            UserError: the ticket's last request has not come back yet.
+        """
+        if ticket in self._tickets:
+            raise UserError(f"ticket {ticket!r} is still in the engine")
         if request.kind is RequestKind.LOGLIKELIHOOD:
             pairs = [(c.context_ids, c.continuation_ids) for c in request.choices]
             self._add_scoring(ticket, request.key, pairs, method, seed)
@@ -91,7 +104,9 @@ class Engine:
         if work:
             postprocess(work, self.runner.forward([w.chunk for w in work]))
             self._account(work, time.perf_counter() - started)
-        return outcomes + self._retire()
+        outcomes += self._retire()
+        self._tickets -= {ticket for ticket, _ in outcomes}
+        return outcomes
 
     def generate(
         self,
@@ -109,12 +124,13 @@ class Engine:
         its last token.
 
         Raises:
-            UserError: a prompt is empty or does not fit the context.
+            UserError: a prompt is empty or does not fit the context, keys and prompts differ in number, or
+                requests of `submit` are still in the engine.
         """
-        keys = request_keys or [str(i) for i in range(len(prompts))]
-        for i, (key, prompt) in enumerate(zip(keys, prompts, strict=True)):
-            stop = Stop(frozenset(stop_token_ids), None)
-            self._add_sequence(i, key, tuple(prompt), method, seed, max_new_tokens, stop)
+        self._require_idle()
+        stop = Stop(frozenset(stop_token_ids), None)
+        for i, key in enumerate(_keys(request_keys, len(prompts))):
+            self._add_sequence(i, key, tuple(prompts[i]), method, seed, max_new_tokens, stop)
         outcomes = self._drain()
         return [outcomes[i] for i in range(len(prompts))]
 
@@ -129,13 +145,18 @@ class Engine:
         """Score every (context ids, continuation ids); a score unpacks to (logprob, is_greedy, trace).
 
         Raises:
-            UserError: a context or continuation is empty, or the two do not fit the context.
+            UserError: as `generate`, for contexts and continuations.
         """
-        keys = request_keys or [str(i) for i in range(len(pairs))]
-        for i, (key, (context, continuation)) in enumerate(zip(keys, pairs, strict=True)):
+        self._require_idle()
+        for i, key in enumerate(_keys(request_keys, len(pairs))):
+            context, continuation = pairs[i]
             self._add_scoring(i, key, [(tuple(context), tuple(continuation))], method, seed)
         outcomes = self._drain()
         return [outcomes[i][0] for i in range(len(pairs))]
+
+    def _require_idle(self) -> None:
+        if self.busy:
+            raise UserError("the engine still has requests from submit(): step() until it is not busy")
 
     def _drain(self) -> dict[Hashable, Any]:
         outcomes: dict[Hashable, Any] = {}
@@ -145,6 +166,7 @@ class Engine:
         except BaseException:
             self.batcher = Batcher(self.batcher.limits)  # leave nothing behind for the next call
             self._scorings.clear()
+            self._tickets.clear()
             raise
         for index, outcome in outcomes.items():
             if isinstance(outcome, RequestError):
@@ -163,7 +185,10 @@ class Engine:
         max_new_tokens: int,
         stop: Stop,
     ) -> None:
-        problem = self._too_long(len(prompt) + 1, len(prompt))
+        self._tickets.add(ticket)
+        problem = self._unfit(prompt, positions=len(prompt) + 1)
+        if max_new_tokens < 1:
+            problem = f"max_new_tokens must be 1 or more, not {max_new_tokens}"
         if problem:
             self._rejected.append((ticket, RequestError(problem)))
             return
@@ -189,10 +214,15 @@ class Engine:
         method: Method,
         seed: int,
     ) -> None:
+        self._tickets.add(ticket)
         if not pairs:
             self._rejected.append((ticket, RequestError("the request has no continuation to score")))
             return
-        problems = [self._too_long(len(c) + len(t) - 1, min(len(c), len(t))) for c, t in pairs]
+        problems = [
+            self._unfit(context, positions=len(context))
+            or self._unfit(targets, len(context) + len(targets) - 1)
+            for context, targets in pairs
+        ]
         if any(problems):
             self._rejected.append((ticket, RequestError(next(p for p in problems if p))))
             return
@@ -211,11 +241,15 @@ class Engine:
         for scoring in self._scorings[ticket]:
             self.batcher.add(scoring)
 
-    def _too_long(self, positions: int, least: int) -> str | None:
-        if least < 1:
+    def _unfit(self, tokens: tuple[int, ...], positions: int) -> str | None:
+        """Why the model cannot read ``tokens`` as part of a text of so many positions; None if it can."""
+        if not tokens:
             return "the prompt or the continuation is empty"
         if positions > self.context:
             return f"the prompt needs {positions} positions and the model's context has {self.context}"
+        strange = next((t for t in tokens if not 0 <= t < self.runner.vocabulary), None)
+        if strange is not None:
+            return f"token {strange} is not one of the model's {self.runner.vocabulary}: is the tokenizer its own?"
         return None
 
     def _stop_strings(self, strings: Seq[str]) -> StopStrings | None:
@@ -232,7 +266,7 @@ class Engine:
         pool = self.runner.original
         slots, length = self.batcher.slots, self.batcher.length
         if length and (slots, length) != (pool.slots, pool.length):
-            kept = sum(1 for s in self.batcher.live if s.cached)
+            kept = max((s.slot + 1 for s in self.batcher.live if s.slot is not None and s.cached), default=0)
             self.runner.resize(slots, length, kept)
         return self.batcher.work()
 
@@ -247,6 +281,8 @@ class Engine:
         outcomes: list[tuple[Hashable, Outcome]] = []
         for sequence in [s for s in self.batcher.live if s.done]:
             outcomes.append((sequence.ticket, _outcome(sequence)))
+            if sequence.error and sequence.slot is not None:
+                self.runner.clear(sequence.slot)
         for ticket in {s.ticket: None for s in self.batcher.scoring if s.done}:
             scorings = self._scorings[ticket]
             failed = next((s.error for s in scorings if s.error), None)
@@ -274,3 +310,10 @@ def _by_context(pairs: Seq[tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[tup
     for place, (context, _) in enumerate(pairs):
         places.setdefault(context, []).append(place)
     return places
+
+
+def _keys(given: Seq[str] | None, count: int) -> Seq[str]:
+    keys = [str(i) for i in range(count)] if given is None else given
+    if len(keys) != count:
+        raise UserError(f"there are {len(keys)} request_keys for {count} requests; give one for each")
+    return keys

@@ -37,6 +37,13 @@ class KVPool:
             values[target, :, :length] = values[source, :, :length]
 
     @torch.inference_mode()
+    def clear(self, slot: int) -> None:
+        """Fill a slot with zeros."""
+        for keys, values in self._layers.values():
+            keys[slot].zero_()
+            values[slot].zero_()
+
+    @torch.inference_mode()
     def resize(self, slots: int, length: int, live: int) -> None:
         """Change the shape, keeping the first ``live`` slots; layer by layer, so that the peak stays low."""
         kept = min(length, self.length)

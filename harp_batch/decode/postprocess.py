@@ -54,7 +54,12 @@ def _combine(rows: Seq[Row], logits: Tensor) -> list[Row]:
     original = torch.stack([row.owner.parked(row.step) for row in rows])
     beta = torch.tensor([row.owner.reframing.beta for row in rows], device=logits.device)
     mixed = harp.combine(original, logits, beta)
-    return [row._replace(logits=m) for row, m in zip(rows, mixed, strict=True)]
+    finite = mixed.amax(dim=-1).isfinite().tolist()
+    return [
+        row._replace(logits=m)
+        for row, m, sound in zip(rows, mixed, finite, strict=True)
+        if row.owner.require_finite(sound)
+    ]
 
 
 def _settle(rows: Seq[Row], logits: Tensor) -> None:

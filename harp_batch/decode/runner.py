@@ -76,6 +76,7 @@ class ModelRunner:
         self.model = model
         self.device = model.device
         self.embed = model.get_input_embeddings()
+        self.vocabulary = int(self.embed.weight.shape[0])
         self.original = KVPool(slots, length)
         self.reframed = KVPool(slots, length)  # allocates nothing until a method keeps a reframed stream
         self._implementation = model.config._attn_implementation
@@ -90,6 +91,11 @@ class ModelRunner:
         """Move a stream's keys and values to another slot."""
         self.original.move(source, target, length)
         self.reframed.move(source, target, length)
+
+    def clear(self, slot: int) -> None:
+        """Forget what a failed stream left: a hidden NaN would reach its successors, for 0 * NaN is NaN."""
+        self.original.clear(slot)
+        self.reframed.clear(slot)
 
     def resize(self, slots: int, length: int, live: int) -> None:
         """Change how many streams of which length the pools hold."""
@@ -204,12 +210,26 @@ class ModelRunner:
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"{name} cannot run packed batches in harp-batch: {reason}") from error
-        if counter.calls != self.model.config.get_text_config().num_hidden_layers:
+        self._require_known_attention(counter)
+        return counter.bytes
+
+    def _require_known_attention(self, counter: _Counter) -> None:
+        """Patterns that transformers puts into a mask, which is never built here, would be ignored in silence."""
+        name = type(self.model).__name__
+        config = self.model.config.get_text_config()
+        if counter.calls != config.num_hidden_layers:
             raise ModelError(
                 f"{name} computes attention outside transformers' AttentionInterface, "
                 "which harp-batch needs; take a model of another architecture, such as Llama, Mistral, Phi-3 or Qwen"
             )
-        return counter.bytes
+        kinds = set(getattr(config, "layer_types", None) or [])
+        strange = sorted(kinds - {"full_attention", "sliding_attention"})
+        if strange:
+            raise ModelError(
+                f"{name} has layers of a kind that harp-batch does not support: {', '.join(strange)}"
+            )
+        if "sliding_attention" in kinds and not counter.windows:
+            raise ModelError(f"{name} has a sliding window that it does not tell its attention function")
 
 
 class _Counter:
@@ -219,11 +239,13 @@ class _Counter:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.windows = 0
         self.bytes = 0
 
-    def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor, _style: Style) -> Tensor:
+    def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor, style: Style) -> Tensor:
         """See `attention.Group.attend`."""
         self.calls += 1
+        self.windows += style.window is not None
         self.bytes += k.element_size() * (k.shape[0] * k.shape[2] + v.shape[0] * v.shape[2])
         return v.new_zeros(q.shape[1], q.shape[0], v.shape[2])
 

@@ -70,12 +70,17 @@ class Owner:
 
     def observe(self, step: int, entropy: float, vanilla: int, logits: Tensor) -> bool:
         """Take a step's original logits [V]; True if they settle the step, False if it is parked or failed."""
-        if not math.isfinite(entropy):
-            self.error = "the model's logits are not finite"
+        if not self.require_finite(math.isfinite(entropy)):
             return False
         hesitated = self.method.reframing is not None and entropy > self.method.reframing.theta
         self.steps[step] = Step(entropy, vanilla, hesitated, parked=logits if hesitated else None)
         return not hesitated
+
+    def require_finite(self, finite: bool) -> bool:
+        """Fail where logits are not finite; the same truth value back."""
+        if not finite:
+            self.error = "the model's logits are not finite"
+        return finite
 
     def parked(self, step: int) -> Tensor:
         """The original logits [V] of a step that awaits its reframed ones."""

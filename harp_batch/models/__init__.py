@@ -6,7 +6,7 @@ model, tokenizer = load_model(local), load_tokenizer(local)
 
 from __future__ import annotations
 
-from harp_batch.models.load import load_model, load_tokenizer
+from harp_batch.models.load import load_model, load_skeleton, load_tokenizer
 from harp_batch.models.local import LocalModel, resolve
 
-__all__ = ["LocalModel", "load_model", "load_tokenizer", "resolve"]
+__all__ = ["LocalModel", "load_model", "load_skeleton", "load_tokenizer", "resolve"]

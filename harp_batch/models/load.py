@@ -26,6 +26,17 @@ def load_model(local: LocalModel, dtype: str = "float32", device: str = "cpu") -
     return model.eval().requires_grad_(False).to(device)
 
 
+def load_skeleton(local: LocalModel) -> PreTrainedModel:
+    """Return the model without weights, on the device ``meta``: enough to ask what its architecture does."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = _from_pretrained(AutoConfig, local, local_files_only=True)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
 def load_tokenizer(local: LocalModel) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; raise ModelError where the directory has none."""
     from transformers import AutoTokenizer

@@ -21,7 +21,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 
     Raises ModelError where there are none or one is missing. Pickles are never read: they can run code.
     """
-    files = _indexed_files(directory) or [directory / "model.safetensors"]
+    single = directory / "model.safetensors"  # transformers looks for it before any index
+    files = [single] if single.is_file() else _indexed_files(directory) or [single]
     missing = [file.name for file in files if not file.is_file()]
     if not missing:
         return tuple(files)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from harp_batch import __version__
-from harp_batch.decode import method_from_settings
+from harp_batch.decode import method_from_settings, require_supported
 from harp_batch.errors import ModelError
 from harp_batch.job import JobSpec, ModelSpec, TaskSpec, parse_job
-from harp_batch.models import LocalModel, load_tokenizer, resolve
+from harp_batch.models import LocalModel, load_skeleton, load_tokenizer, resolve
 from harp_batch.records import Evaluation, Request, RunStatus
 from harp_batch.store import ModelRecord, RunRecord, TaskRecord
 from harp_batch.tasks import LoadedTask, load_task
@@ -51,7 +51,7 @@ def plan_run(spec: JobSpec, data_dir: Path | None, say: Say) -> Plan:
     for place, method in enumerate(spec.methods):
         with spec.blaming("methods", place):
             method_from_settings(method.settings)
-    models = _resolve_all(spec, say)
+    models = _resolve_all(spec, say, {})
     tasks, records = {}, []
     for model in spec.models:
         for place, wish in enumerate(spec.tasks):
@@ -69,7 +69,7 @@ def replan(run: RunRecord, data_dir: Path | None, say: Say) -> Plan:
     Raises ModelError where a model is no longer the one that the run began with.
     """
     spec = parse_job(run.job_yaml, f"run {run.id}")
-    models = _resolve_all(spec, say)
+    models = _resolve_all(spec, say, {record.ref: record.revision for record in run.models})
     for record in run.models:
         _check_unchanged(record, models[record.ref])
     say("loading the tasks")
@@ -80,12 +80,14 @@ def replan(run: RunRecord, data_dir: Path | None, say: Say) -> Plan:
     return Plan(spec, run, models, tasks)
 
 
-def _resolve_all(spec: JobSpec, say: Say) -> dict[str, LocalModel]:
+def _resolve_all(spec: JobSpec, say: Say, commits: Mapping[str, str | None]) -> dict[str, LocalModel]:
+    """Every model of the job, checked; ``commits`` are revisions that replace the job's."""
     models = {}
     for place, model in enumerate(spec.models):
         say(f"getting the model {model.ref}")
         with spec.blaming("models", place):
-            models[model.ref] = resolve(model.ref, model.revision)
+            models[model.ref] = resolve(model.ref, commits.get(model.ref, model.revision))
+            require_supported(load_skeleton(models[model.ref]))
     return models
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from functools import cache
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, BloomConfig, Llama4TextConfig
 
-from harp_batch.decode import Engine, Greedy, Harp, Method, RequestError
+from harp_batch.decode import Engine, Greedy, Harp, Method, RequestError, require_supported
 from harp_batch.errors import ModelError, UserError
 from harp_batch.records import Choice, Completion, FinishReason, Request, RequestKind, Score
 from tests.support import oracle
@@ -188,24 +190,22 @@ def test_slots_change_nothing(kind: str, slots: int) -> None:
 
 def test_methods_share_a_batch_without_touching_each_other() -> None:
     methods = [method_and_setting("llama", kind)[0] for kind in ("greedy", "step", "sequence")]
+    keys = [f"tiny/{i}/0" for i in range(len(prompts()))]
     alone = [
-        Engine(tiny_model("llama")).generate(prompts(), method=m, max_new_tokens=8, seed=7) for m in methods
+        Engine(tiny_model("llama")).generate(
+            prompts(), method=m, max_new_tokens=8, seed=7, stop_token_ids=STOP, request_keys=keys
+        )
+        for m in methods
     ]
     engine = Engine(tiny_model("llama"), slots=6)
     for m, method in enumerate(methods):
         for i, prompt in enumerate(prompts()):
             engine.submit((m, i), generate_request(i, prompt, 8), method, seed=7)
     together = run(engine)
-    for m in range(len(methods)):
-        for i in range(len(prompts())):
-            # the requests are named otherwise here, so only vanilla tokens can be compared across
-            assert together[m, i].prompt_tokens == alone[m][i].prompt_tokens
-    greedy = [cut_at_stop(c.token_ids) for c in alone[0]]
-    assert [together[0, i].token_ids for i in range(len(prompts()))] == greedy
-
-
-def cut_at_stop(tokens: tuple[int, ...]) -> tuple[int, ...]:
-    return tokens[: tokens.index(2) + 1] if 2 in tokens else tokens
+    for m, completions in enumerate(alone):
+        for i, completion in enumerate(completions):
+            assert together[m, i].trace == completion.trace
+            assert together[m, i].forward_tokens == completion.forward_tokens
 
 
 def generate_request(doc: int, prompt: list[int], new: int) -> Request:
@@ -243,10 +243,39 @@ def test_a_finished_slot_is_refilled_at_once() -> None:
     assert len(engine.batcher.live) == 2
 
 
-def test_busy_seconds_are_shared_out_completely() -> None:
+def test_busy_seconds_are_shared_out_completely(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[float] = []
+    account = Engine._account
+
+    def note(self: Engine, work: Any, seconds: float) -> None:
+        steps.append(seconds)
+        account(self, work, seconds)
+
+    monkeypatch.setattr(Engine, "_account", note)
     engine = Engine(tiny_model("llama"), slots=3)
     completions = engine.generate(prompts(), method=Harp(theta=1.0), max_new_tokens=8)
-    assert all(c.seconds > 0 for c in completions)
+    assert sum(c.seconds for c in completions) == pytest.approx(sum(steps))
+    assert engine.steps == len(steps)
+
+
+def test_pools_that_grow_under_live_sequences_keep_every_one_of_them() -> None:
+    """A long request arrives when retired slots were refilled with sequences that are not prefilled yet."""
+    rng = random.Random(4)
+    sizes = [(100, 1), *[(100, 20)] * 15, (150, 20), (60, 3), (200, 9)]
+    requests = [
+        generate_request(i, [rng.randrange(3, VOCAB) for _ in range(n)], new)
+        for i, (n, new) in enumerate(sizes)
+    ]
+
+    def answers(slots: int) -> list[Any]:
+        engine = Engine(tiny_model("llama"), slots=slots)
+        engine._stop_ids = frozenset()
+        for i, request in enumerate(requests):
+            engine.submit(i, request, Harp(theta=median_entropy("llama"), mask="sequence"), 0)
+        outcomes = run(engine)
+        return [outcomes[i].trace for i in range(len(requests))]
+
+    assert answers(16) == answers(1)
 
 
 def test_a_prompt_that_is_too_long_fails_alone() -> None:
@@ -278,18 +307,64 @@ def score_request(doc: int, choices: tuple[Choice, ...]) -> Request:
     return Request("tiny", doc, 0, RequestKind.LOGLIKELIHOOD, "", (), choices=choices)
 
 
-def test_logits_that_are_not_finite_fail_their_sample_alone() -> None:
+@pytest.mark.parametrize("mask", ["step", "sequence"])
+def test_logits_that_are_not_finite_fail_their_sample_alone(mask: Any) -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[90] = math.nan
     engine = Engine(model, slots=2)
-    engine.submit("bad", generate_request(0, [5, 90, 6], 4), Greedy(), 0)
-    engine.submit("worse", score_request(1, (Choice((5,), "", (6,)), Choice((90,), "", (6,)))), Greedy(), 0)
-    engine.submit("good", generate_request(2, [5, 7, 6], 4), Greedy(), 0)
+    method = Harp(theta=0.0, mask=mask)
+    engine.submit("bad", generate_request(0, [5, 90] + [6] * 30, 4), method, 0)
+    engine.submit("worse", score_request(1, (Choice((5,), "", (6,)), Choice((90,), "", (6,)))), method, 0)
+    good = {
+        f"good {i}": generate_request(i, [5, 7 + i, 6], 40) for i in range(2, 6)
+    }  # into the bad one's slot
+    for ticket, request in good.items():
+        engine.submit(ticket, request, method, 0)
     outcomes = run(engine)
     assert outcomes["bad"] == outcomes["worse"] == RequestError("the model's logits are not finite")
-    expected = oracle.decode(reference("llama"), [5, 7, 6], oracle.Setting(), steps=4, stop=STOP)
-    assert outcomes["good"].token_ids == tuple(t.token for t in expected)
+    assert all(isinstance(outcomes[ticket], Completion) for ticket in good)
+
+
+def test_reframed_logits_that_are_not_finite_fail_their_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harp_batch.decode.harp.reframe", lambda embeddings, keep: embeddings * math.nan)
+    engine = Engine(tiny_model("llama"))
+    engine.submit("text", generate_request(0, [5, 6], 3), Harp(theta=0.0), 0)
+    engine.submit("choice", score_request(1, (Choice((5,), "", (6,)),)), Harp(theta=0.0, mask="sequence"), 0)
+    engine.submit("greedy", generate_request(2, [5, 6], 3), Greedy(), 0)
+    outcomes = run(engine)
+    assert outcomes["text"] == outcomes["choice"] == RequestError("the model's logits are not finite")
+    assert isinstance(outcomes["greedy"], Completion)
+
+
+def test_what_the_model_cannot_read_fails_alone() -> None:
+    engine = Engine(tiny_model("llama"))
+    engine.submit("token", generate_request(0, [5, VOCAB], 3), Greedy(), 0)
+    engine.submit("choice", score_request(1, (Choice((5,), "", (-1,)),)), Greedy(), 0)
+    engine.submit("nothing", generate_request(2, [5, 6], 0), Greedy(), 0)
+    engine.submit("good", generate_request(3, [5, 6], 3), Greedy(), 0)
+    outcomes = run(engine)
+    assert outcomes["token"] == RequestError(
+        "token 97 is not one of the model's 97: is the tokenizer its own?"
+    )
+    assert "token -1" in outcomes["choice"].message
+    assert outcomes["nothing"] == RequestError("max_new_tokens must be 1 or more, not 0")
+    assert isinstance(outcomes["good"], Completion)
+
+
+def test_a_call_leaves_nothing_behind_for_the_next() -> None:
+    engine = Engine(tiny_model("llama"))
+    with pytest.raises(UserError, match="1 request_keys for 2 requests"):
+        engine.generate([[5, 6], [6, 7]], method=Greedy(), max_new_tokens=9, request_keys=["a"])
+    assert len(engine.generate([[9, 9]], method=Greedy(), max_new_tokens=3)[0].token_ids) == 3
+    engine.submit("x", generate_request(0, [5, 6], 3), Greedy(), 0)
+    with pytest.raises(UserError, match="ticket 'x'"):
+        engine.submit("x", generate_request(0, [5, 6], 3), Greedy(), 0)
+    with pytest.raises(UserError, match="still has requests"):
+        engine.generate([[5]], method=Greedy(), max_new_tokens=1)
+    assert set(run(engine)) == {"x"}
+    engine.submit("x", generate_request(0, [5, 6], 3), Greedy(), 0)
+    assert set(run(engine)) == {"x"}
 
 
 def test_a_small_kv_budget_takes_turns_and_loses_nothing() -> None:
@@ -315,12 +390,37 @@ def test_the_api_refuses_what_it_cannot_answer() -> None:
         )
 
 
-def test_an_architecture_without_attention_interface_is_refused_by_name() -> None:
-    from transformers import BloomConfig, BloomForCausalLM
+def on_meta(config: Any) -> Any:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config))
 
-    model = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_supported_architectures_are_known_before_their_weights_are_read(name: str) -> None:
+    require_supported(on_meta(CONFIGS[name]))
+
+
+def test_an_architecture_without_attention_interface_is_refused_by_name() -> None:
+    config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
     with pytest.raises(ModelError, match="BloomForCausalLM"):
-        Engine(model)
+        require_supported(on_meta(config))
+
+
+def test_an_attention_pattern_that_lives_in_a_mask_is_refused_by_name() -> None:
+    config = Llama4TextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=16,
+        intermediate_size_mlp=16,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        attention_chunk_size=8,
+    )
+    with pytest.raises(ModelError, match=r"Llama4ForCausalLM .*chunked_attention"):
+        require_supported(on_meta(config))
 
 
 def test_the_model_gets_its_own_attention_back() -> None:
