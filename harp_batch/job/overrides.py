@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from harp_batch.job.problems import Origins, one_line
+from harp_batch.job.problems import Origins, dotted, one_line
 from harp_batch.job.reader import KeyPath, YamlProblem, read_yaml
+
+LONGEST_KEY = 100  # as shown: room is left for what is wrong with it
 
 
 def expand_shorthand(job: Any) -> None:
@@ -29,13 +31,14 @@ def _expand_items(items: Any, long_form: Any) -> None:
 def apply_override(job: Any, override: str, origins: Origins) -> None:
     """Set one ``a.b.0.c=VALUE`` in ``job``; raises :class:`~harp_batch.errors.JobError`."""
     key, equals, text = override.partition("=")
-    label = f"--set {key or override}"
+    shown = key or override
+    label = f"--set {shown}" if len(shown) <= LONGEST_KEY else f"--set {shown[:LONGEST_KEY]}..."
     if not (key and equals):
         raise one_line(label, "needs the form KEY=VALUE")
     try:
         value = read_yaml(text).value
     except YamlProblem as problem:
-        raise one_line(label, problem.problem) from problem
+        raise one_line(*filter(None, (label, dotted(problem.path), problem.problem))) from problem
     try:
         path = _assign(job, key.split("."), value)
     except LookupError as problem:
@@ -67,7 +70,7 @@ def _step(here: Any, part: str, path: KeyPath) -> str | int:
         return part
     if not isinstance(here, list):
         raise LookupError(f"{where} has nothing inside it")
-    if not part.isdecimal() or int(part) >= len(here):
+    if part not in map(str, range(len(here))):
         raise LookupError(f"{where} is a list of {len(here)}; give a number from 0 to {len(here) - 1}")
     return int(part)
 

@@ -22,6 +22,7 @@ KeyPath = tuple[str | int, ...]
 
 MAX_NESTING = 20
 
+MAX_DIGITS = 100  # of a whole number; far more than any key takes, and few enough to be shown
 _NULL, _BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float"))
 _STR = "tag:yaml.org,2002:str"
 CORE_SCALARS = {
@@ -68,20 +69,36 @@ class _Loader(Reader, Scanner, Parser, Composer, _Resolver):
         Composer.__init__(self)
         _Resolver.__init__(self)
         self._depth = 0
+        self._path: KeyPath = ()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            _refuse("anchors and aliases (& and *) are not allowed; write the value out", event)
-        if getattr(event, "tag", None) is not None:
-            _refuse("tags (!) are not allowed; write the plain value", event)
-        if self._depth >= MAX_NESTING and isinstance(event, yaml.CollectionStartEvent):
-            _refuse(f"nested deeper than {MAX_NESTING} levels", event)
+        outer = self._path
+        self._path = (*outer, *_step(index))
+        self._check(self.peek_event())  # type: ignore[no-untyped-call]
         self._depth += 1
         try:
             return super().compose_node(parent, index)
         finally:
+            self._path = outer
             self._depth -= 1
+
+    def _check(self, event: yaml.Event) -> None:
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            self._refuse("anchors and aliases (& and *) are not allowed; write the value out", event)
+        if getattr(event, "tag", None) is not None:
+            self._refuse("tags (!) are not allowed; write the plain value", event)
+        if self._depth >= MAX_NESTING and isinstance(event, yaml.CollectionStartEvent):
+            self._refuse(f"nested deeper than {MAX_NESTING} levels", event)
+
+    def _refuse(self, problem: str, event: yaml.Event) -> NoReturn:
+        raise YamlProblem(problem, self._path, event.start_mark.line + 1 if event.start_mark else 1)
+
+
+def _step(index: Any) -> KeyPath:
+    """The composer's index as a step of a path: a list's number, a value's key; a key itself has none."""
+    if isinstance(index, yaml.ScalarNode):
+        return (index.value,)
+    return (index,) if isinstance(index, int) else ()
 
 
 def read_yaml(text: str) -> Document:
@@ -148,6 +165,8 @@ def _scalar(node: yaml.Node) -> Any:
     if node.tag == _BOOL:
         return text.lower() == "true"
     if node.tag == _INT:
+        if len(text) > MAX_DIGITS:
+            raise ValueError("too long to be shown")
         return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
     if node.tag == _FLOAT:
         return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
@@ -156,7 +175,3 @@ def _scalar(node: yaml.Node) -> Any:
 
 def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1 if node.start_mark else 1
-
-
-def _refuse(problem: str, event: yaml.Event) -> NoReturn:
-    raise YamlProblem(problem, (), event.start_mark.line + 1 if event.start_mark else 1)

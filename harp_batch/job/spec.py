@@ -50,6 +50,12 @@ def _readable(text: str) -> str:
     return text
 
 
+def _refers_to_one_run(name: str) -> str:
+    if name == "latest":
+        raise PydanticCustomError("reserved", "'latest' means the newest run; give the job another name")
+    return name
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 Text = Annotated[str, AfterValidator(_readable)]
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
@@ -195,7 +201,7 @@ def _some() -> Any:
 class JobSpec(_Strict):
     """A run: models x tasks x methods. Equal specs ask for equal answers."""
 
-    name: Name
+    name: Annotated[Name, AfterValidator(_refers_to_one_run)]
     models: Annotated[tuple[ModelSpec, ...], _some(), _no_twins("model", lambda m: m.ref, "remove one")]
     tasks: Annotated[tuple[TaskSpec, ...], _some(), _no_twins("task", lambda t: t.task, "remove one")]
     methods: Annotated[

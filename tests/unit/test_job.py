@@ -125,16 +125,27 @@ STRUCTURE = {
     ("slots: 64", "slots: 64, slots: 3"): "15: cluster.slots: duplicate key; line 15 has it already",
     ("seed: 0", "name: b"): "16: name: duplicate key; line 1 has it already",
     ("revision: main", "revision: &a main"): (
-        "4: anchors and aliases (& and *) are not allowed; write the value out"
+        "4: models[0].revision: anchors and aliases (& and *) are not allowed; write the value out"
     ),
     ("revision: main", "revision: *a"): (
-        "4: anchors and aliases (& and *) are not allowed; write the value out"
+        "4: models[0].revision: anchors and aliases (& and *) are not allowed; write the value out"
     ),
-    ("revision: main", "revision: !!str main"): "4: tags (!) are not allowed; write the plain value",
+    (
+        "revision: main",
+        "revision: !!str main",
+    ): "4: models[0].revision: tags (!) are not allowed; write the plain value",
     ("seed: 0", "!!python/object/apply:os.system [ls]: 0"): (
         "16: tags (!) are not allowed; write the plain value"
     ),
-    ("seed: 0", "seed: " + "[" * 20 + "]" * 20): "16: nested deeper than 20 levels",
+    ("slots: 64", "slots: {a: *b}"): (
+        "15: cluster.slots.a: anchors and aliases (& and *) are not allowed; write the value out"
+    ),
+    ("- greedy", "- !x greedy"): "11: methods[0]: tags (!) are not allowed; write the plain value",
+    ("theta: 1.0", "&a theta: 1.0"): (
+        "12: methods[1].harp: anchors and aliases (& and *) are not allowed; write the value out"
+    ),
+    ("seed: 0", "seed: " + "[" * 20 + "]" * 20): f"16: seed{'[0]' * 19}: nested deeper than 20 levels",
+    ("name: gsm8k ", "name: latest "): ("1: name: 'latest' means the newest run; give the job another name"),
     ("seed: 0", "8: 0"): "16: a key must be text",
     ("seed: 0", "? [a]\n: 0"): "16: a key must be text",
     ("seed: 0", "\tseed: 0"): "16: not valid YAML: a tab where only spaces may indent",
@@ -201,6 +212,8 @@ RANGES = {
     ("seed: 0", "seed: -1"): "16: seed: must be at least 0, not -1",
     ("seed: 0", "seed: 2147483648"): "16: seed: must be at most 2147483647, not 2147483648",
     ("seed: 0", "seed: " + "9" * 5000): "16: seed: this number is too long",
+    ("seed: 0", "seed: 0x" + "f" * 5000): "16: seed: this number is too long",
+    ("theta: 1.0", "theta: 0o" + "7" * 5000): "12: methods[1].harp.theta: this number is too long",
     (
         "- gsm8k ",
         "- '' ",
@@ -351,11 +364,26 @@ class TestOverrides:
             ("seed", "--set seed: needs the form KEY=VALUE"),
             ("=3", "--set =3: needs the form KEY=VALUE"),
             ("seed=[1", "--set seed: not valid YAML: expected ',' or ']', but got '<stream end>'"),
+            ("seed=0x" + "f" * 5000, "--set seed: this number is too long"),
+            (
+                "tasks=[t, {limit: &a 1}]",
+                (
+                    "--set tasks: [1].limit: anchors and aliases (& and *) are not allowed; write the value out"
+                ),
+            ),
             ("seed=&a 1", "--set seed: anchors and aliases (& and *) are not allowed; write the value out"),
         ],
     )
     def test_mistakes_name_the_option(self, override: str, sentence: str):
         assert refusal(JOB, overrides=[override]) == sentence
+
+    @pytest.mark.parametrize(
+        "number", ["1" * 5000, "0" * 5000, "\N{SUPERSCRIPT TWO}", "\N{ARABIC-INDIC DIGIT ONE}"]
+    )
+    def test_a_number_that_is_no_place_in_the_list(self, number: str):
+        message = refusal(JOB, overrides=[f"tasks.{number}=t"])
+        assert message.startswith("--set tasks.")
+        assert message.endswith(": tasks is a list of 2; give a number from 0 to 1")
 
     def test_a_wrong_limit_names_its_option(self):
         assert refusal(JOB, limit=0) == "--limit: must be at least 1, not 0"

@@ -59,7 +59,7 @@ clusters = st.builds(
 def jobs(draw: st.DrawFn) -> JobSpec:
     chosen = draw(st.lists(methods, min_size=1, max_size=3, unique_by=lambda method: method.name))
     return JobSpec(
-        name=draw(names),
+        name=draw(names.filter(lambda name: name != "latest")),
         models=draw(st.lists(models, min_size=1, max_size=3, unique_by=lambda model: model.ref)),
         tasks=draw(st.lists(tasks, min_size=1, max_size=3, unique_by=lambda task: task.task)),
         methods=chosen,
