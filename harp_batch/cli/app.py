@@ -12,6 +12,7 @@ from harp_batch.cli.db import db
 from harp_batch.cli.doctor import doctor
 from harp_batch.cli.failures import clean_exits
 from harp_batch.cli.models import models
+from harp_batch.cli.output import escape_what_cannot_be_encoded
 from harp_batch.cli.query import query
 from harp_batch.cli.results import results
 from harp_batch.cli.resume import resume
@@ -49,4 +50,5 @@ for command in (submit, resume, status, results, query, db, models, doctor, comp
 
 def main() -> None:
     """Run the ``harp-batch`` program and exit with its code."""
+    escape_what_cannot_be_encoded()
     app(prog_name="harp-batch")

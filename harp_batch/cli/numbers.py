@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
 from harp_batch.cli.output import UNDEFINED
 
-# Metrics whose values may lie between 0 and 1 and are no proportions all the same.
-_NO_PROPORTION = ("perplexity", "bits_per_byte")
+# f1 is not among them: some tasks of lm-eval give it from 0 to 1, SQuAD 2 from 0 to 100.
+_PROPORTION = re.compile(r"acc(uracy)?(_.*)?|.*_acc|exact_match(_.*)?|em|mc[12]|pass@\d+")
 
 
-def is_proportion(metric: str, value: float | None) -> bool:
-    """Whether a metric's value reads best as a percentage."""
-    if value is None or any(word in metric for word in _NO_PROPORTION):
-        return False
-    return 0.0 <= value <= 1.0
+def is_proportion(metric: str) -> bool:
+    """Whether a metric is known to be a share of the documents, which reads best as a percentage."""
+    return _PROPORTION.fullmatch(metric) is not None
 
 
 def estimate(value: float | None, low: float | None, high: float | None, *, proportion: bool) -> str:
-    """``38.5% [33.9, 43.3]``, or ``12.3 [11.0, 13.9]`` for what is no proportion."""
+    """``38.5% [33.9, 43.3]``, or ``12.3 [11.0, 13.9]`` and ``0.573`` for what is no proportion."""
     if value is None:
         return UNDEFINED
     scale, unit = (100.0, "%") if proportion else (1.0, "")
-    return f"{_plain(value * scale)}{unit}{_interval(low, high, scale, '')}"
+    places = _places(value, proportion=proportion)
+    return f"{_plain(value * scale, places)}{unit}{_interval(low, high, scale, '', places)}"
 
 
 def difference(delta: float | None, low: float | None, high: float | None, *, proportion: bool) -> str:
@@ -28,7 +29,8 @@ def difference(delta: float | None, low: float | None, high: float | None, *, pr
     if delta is None:
         return UNDEFINED
     scale = 100.0 if proportion else 1.0
-    return f"{_signed(delta * scale)}{_interval(low, high, scale, '+')}"
+    places = _places(delta, proportion=proportion)
+    return f"{_signed(delta * scale, places)}{_interval(low, high, scale, '+', places)}"
 
 
 def percent(value: float | None) -> str:
@@ -69,17 +71,22 @@ def size(octets: int) -> str:
     return f"{octets / 1e9:.1f} GB" if octets >= 1e9 else f"{octets / 1e6:.0f} MB"
 
 
-def _interval(low: float | None, high: float | None, scale: float, sign: str) -> str:
+def _places(value: float, *, proportion: bool) -> int:
+    """Decimals: one of a percentage and of what is large, three where one would hide the value."""
+    return 1 if proportion or abs(value) >= 10 else 3
+
+
+def _interval(low: float | None, high: float | None, scale: float, sign: str, places: int) -> str:
     if low is None or high is None:
         return ""
     show = _signed if sign else _plain
-    return f" [{show(low * scale)}, {show(high * scale)}]"
+    return f" [{show(low * scale, places)}, {show(high * scale, places)}]"
 
 
-def _plain(value: float) -> str:
-    return f"{value + 0.0:,.1f}"
+def _plain(value: float, places: int = 1) -> str:
+    return f"{value + 0.0:,.{places}f}"
 
 
-def _signed(value: float) -> str:
-    text = f"{value:+,.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+def _signed(value: float, places: int) -> str:
+    text = f"{value:+,.{places}f}"
+    return text if text.strip("+-0.,") else text[1:]

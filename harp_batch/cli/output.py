@@ -6,22 +6,32 @@ import csv
 import io
 import json
 import math
+import shutil
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harp_batch.cli.failures import stop_writing
 
+if TYPE_CHECKING:
+    from rich.box import Box
+    from rich.table import Table
+
 Rows = Sequence[Sequence[Any]]
 UNDEFINED = "-"
+FOLDED = 60  # columns of the terminal; only longer text is folded, and never to less
+GAP = 2  # between two columns of a table
+UNLIMITED = 1_000_000
 
 
 def write_rows(columns: Sequence[str], rows: Rows, style: str) -> None:
     """Write rows of raw values as ``style``: table, json or csv."""
-    render = {"table": text_table, "json": json_text, "csv": csv_text}[style]
-    write(render(columns, rows))
+    if style == "table":
+        write(text_table(columns, rows, width=terminal_width()))
+    else:
+        write({"json": json_text, "csv": csv_text}[style](columns, rows))
 
 
 def write(text: str) -> None:
@@ -33,33 +43,79 @@ def write(text: str) -> None:
         stop_writing()
 
 
-def text_table(columns: Sequence[str], rows: Rows, right: Container[str] = ()) -> str:
-    """An aligned table; a terminal's width folds it, a pipe gets one line a row.
+def escape_what_cannot_be_encoded() -> None:
+    """A terminal or locale without Unicode gets ``\\xe9`` for what it cannot show, not a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None for a file or a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def text_table(
+    columns: Sequence[str], rows: Rows, right: Container[str] = (), width: int | None = None
+) -> str:
+    """An aligned table, one line a row; only long text folds, and only to come down to ``width``.
 
     Numbers are aligned to the right, and so are the columns named in ``right``.
     """
-    from rich import box
     from rich.console import Console
+    from rich.text import Text
+
+    shown = [[cell(value) for value in row] for row in rows]
+    longest = [max(Text(text).cell_len for text in column) for column in zip(columns, *shown, strict=True)]
+    numeric = [
+        name in right or any(_is_number(row[index]) for row in rows) for index, name in enumerate(columns)
+    ]
+    table = _empty_table(columns, numeric, longest)
+    for row in shown:
+        table.add_row(*map(Text, row))
+    least = sum(min(room, FOLDED) + GAP for room in longest) - GAP
+    console = Console(
+        file=io.StringIO(), width=max(width or UNLIMITED, least), no_color=True, emoji=False, highlight=False
+    )
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _empty_table(columns: Sequence[str], numeric: Sequence[bool], longest: Sequence[int]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for index, name in enumerate(columns):
-        numeric = name in right or any(_is_number(row[index]) for row in rows)
-        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell(value)) for value in row))
-    buffer = io.StringIO()
-    width = None if sys.stdout.isatty() else 1_000_000
-    Console(file=buffer, width=width, no_color=True, emoji=False, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+    table = Table(box=_box(), padding=(0, GAP - 1, 0, 0), pad_edge=False, show_edge=False)
+    for name, is_numeric, room in zip(columns, numeric, longest, strict=True):
+        table.add_column(
+            Text(name),
+            justify="right" if is_numeric else "left",
+            overflow="fold",
+            no_wrap=room <= FOLDED,
+            min_width=min(room, FOLDED),
+        )
+    return table
+
+
+def _box() -> Box:
+    """A rule below the header, in what stdout can show."""
+    from rich.box import SIMPLE_HEAD, Box
+
+    if _stdout_has_unicode():
+        return SIMPLE_HEAD
+    return Box(str(SIMPLE_HEAD).replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-"), ascii=True)
+
+
+def _stdout_has_unicode() -> bool:
+    return (sys.stdout.encoding or "utf-8").lower().startswith("utf")
 
 
 def json_text(columns: Sequence[str], rows: Rows) -> str:
     """A JSON array of one object a row; NaN and infinities are null."""
     names = _distinct(columns)
     records = [dict(zip(names, map(_json_value, row), strict=True)) for row in rows]
-    return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(records, indent=2, ensure_ascii=not _stdout_has_unicode(), allow_nan=False)
 
 
 def csv_text(columns: Sequence[str], rows: Rows) -> str:

@@ -9,11 +9,14 @@ import click
 
 from harp_batch.cli import numbers
 from harp_batch.cli.options import db_option, format_option
-from harp_batch.cli.output import UNDEFINED, write, write_rows
+from harp_batch.cli.output import UNDEFINED, terminal_width, text_table, write, write_rows
 
 Row = Mapping[str, Any]
 
-RIGHT = ("p", "n", "cost", "time", "tokens/s", "hesitates", "flips")
+KEY = ("task", "method")
+ACCURACY = ("metric", "value [95%]", "vs baseline [95%]", "p", "n")
+SPEED = ("cost", "time", "tokens/s", "hesitates", "flips")
+RIGHT = ("p", "n", *SPEED)
 
 
 @click.command()
@@ -25,7 +28,8 @@ def results(run: str, db_url: str, style: str) -> None:
 
     RUN is a run's id, a unique prefix of one, a run's name (the newest of that name) or `latest`.
     In the table, differences of percentages are in points, cost is forward tokens and time is engine-busy
-    seconds, both per output token and relative to the baseline; `-` means undefined.
+    seconds, both per output token and relative to the baseline; `-` means undefined. On a terminal too narrow
+    for one table, cost and speed stand in a second one below.
 
     \b
     Examples:
@@ -44,39 +48,54 @@ def show_results(db_url: str, run: str, style: str) -> None:
     if style != "table":
         write_rows(VIEWS["results"], [[row[name] for name in VIEWS["results"]] for row in rows], style)
     elif rows:
-        write(people_text(rows))
+        write(people_text(rows, terminal_width()))
     else:
         click.echo(f"no results yet: `harp-batch status {run}` says how far the run is", err=True)
 
 
-def people_text(rows: Sequence[Row]) -> str:
-    """One table a model, each under a line that names it."""
-    from harp_batch.cli.output import text_table
-
+def people_text(rows: Sequence[Row], width: int | None = None) -> str:
+    """The tables of every model under a line that names it; ``width`` is the terminal's, None for no terminal."""
     models = dict.fromkeys(row["model"] for row in rows)
     parts = []
     for model in models:
-        columns, cells = people_table([row for row in rows if row["model"] == model])
-        parts.append(f"{model}\n\n{text_table(columns, cells, right=RIGHT)}")
+        tables = _tables([row for row in rows if row["model"] == model], width)
+        parts.append("\n\n".join([model, *tables]))
     return "\n\n".join(parts)
 
 
-def people_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells for people: percentages with intervals, ratios as ``1.23x``."""
-    columns = ["task", "method", "metric", "value [95%]", "vs baseline [95%]", *RIGHT]
-    return columns, [_cells(row) for row in rows]
-
-
-def _cells(row: Row) -> list[str]:
-    proportion = numbers.is_proportion(row["metric"], row["value"])
+def _tables(rows: Sequence[Row], width: int | None) -> list[str]:
+    """One wide table, or accuracy above cost and speed where the terminal is too narrow for it."""
+    wide = _table((*KEY, *ACCURACY, *SPEED), [[*_key(r), *_accuracy(r), *_speed(r)] for r in rows])
+    if width is None or max(map(len, wide.splitlines())) <= width:
+        return [wide]
+    evaluations = {(row["task"], row["method"]): row for row in rows}
     return [
-        row["task"],
-        row["method"],
+        _table((*KEY, *ACCURACY), [[*_key(row), *_accuracy(row)] for row in rows]),
+        _table((*KEY, *SPEED), [[*_key(row), *_speed(row)] for row in evaluations.values()]),
+    ]
+
+
+def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    return text_table(columns, cells, right=RIGHT)
+
+
+def _key(row: Row) -> list[str]:
+    return [row["task"], row["method"]]
+
+
+def _accuracy(row: Row) -> list[str]:
+    proportion = numbers.is_proportion(row["metric"])
+    return [
         _metric(row),
         numbers.estimate(row["value"], row["ci_low"], row["ci_high"], proportion=proportion),
         _against_baseline(row, proportion=proportion),
         numbers.p_value(row["p_value"]),
         numbers.count(row["n"]),
+    ]
+
+
+def _speed(row: Row) -> list[str]:
+    return [
         numbers.ratio(row["relative_cost"]),
         numbers.ratio(row["relative_time"]),
         numbers.rate(row["tokens_per_second"]),

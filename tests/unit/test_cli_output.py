@@ -87,6 +87,21 @@ def test_table_shows_markup_as_it_is() -> None:
     assert "[bold]x[/bold] :smile: \\x1b[31m" in text_table(["t"], [["[bold]x[/bold] :smile: \x1b[31m"]])
 
 
+def test_a_table_is_never_folded_without_a_terminal() -> None:
+    assert text_table(["t"], [["word " * 100]]).splitlines()[-1] == ("word " * 100).strip()
+
+
+def test_only_long_text_is_folded_and_only_to_the_terminals_width() -> None:
+    row = ["a-word-of-twenty-six-chars" * 2] * 2 + ["x" * 200]
+    lines = text_table(["a", "b", "c"], [row], width=200).splitlines()
+    assert max(map(len, lines)) == 200
+    assert lines[2].split()[:2] == row[:2]
+    assert "".join(line.split()[-1] for line in lines[2:]) == row[2]
+    narrow = text_table(["a", "b", "c"], [row], width=40).splitlines()
+    assert narrow[2].split()[:2] == row[:2]
+    assert narrow[2].split()[2] == "x" * 60
+
+
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
@@ -96,6 +111,8 @@ def test_table_shows_markup_as_it_is() -> None:
         (numbers.difference(-0.14, -0.181, -0.099, proportion=True), "-14.0 [-18.1, -9.9]"),
         (numbers.difference(0.0, -0.01, 0.01, proportion=True), "0.0 [-1.0, +1.0]"),
         (numbers.difference(-0.0001, None, None, proportion=True), "0.0"),
+        (numbers.difference(-0.012, -0.5, 0.0, proportion=False), "-0.012 [-0.500, 0.000]"),
+        (numbers.difference(-0.0001, None, None, proportion=False), "0.000"),
         (numbers.difference(None, None, None, proportion=True), "-"),
         (numbers.percent(0.5), "50.0%"),
         (numbers.ratio(1.2345), "1.23x"),
@@ -118,13 +135,23 @@ def test_numbers_for_people(shown: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("metric", "value", "expected"),
     [
-        ("acc", 0.0, True),
-        ("exact_match", 1.0, True),
-        ("bleu", 31.2, False),
-        ("perplexity", 1.0, False),
-        ("bits_per_byte", 0.9, False),
-        ("acc", None, False),
+        ("acc", 0.0, "0.0%"),
+        ("acc_norm", 0.25, "25.0%"),
+        ("accuracy", 0.25, "25.0%"),
+        ("prompt_level_strict_acc", 0.5, "50.0%"),
+        ("exact_match", 1.0, "100.0%"),
+        ("em", 0.5, "50.0%"),
+        ("mc2", 0.5, "50.0%"),
+        ("pass@10", 0.5, "50.0%"),
+        ("bleu", 0.6, "0.600"),
+        ("bleu", 31.2, "31.2"),
+        ("bleu_diff", 0.6, "0.600"),
+        ("perplexity", 1.0, "1.000"),
+        ("bits_per_byte", 0.9, "0.900"),
+        ("f1", 80.0, "80.0"),
+        ("brier_score", 0.2, "0.200"),
+        ("acc", None, "-"),
     ],
 )
-def test_only_proportions_become_percentages(metric: str, value: float | None, expected: bool) -> None:
-    assert numbers.is_proportion(metric, value) is expected
+def test_only_proportions_become_percentages(metric: str, value: float | None, expected: str) -> None:
+    assert numbers.estimate(value, None, None, proportion=numbers.is_proportion(metric)) == expected
