@@ -66,8 +66,10 @@ def library(distribution: str, module: str, facts: Callable[[Any], str] = lambda
     try:
         imported = importlib.import_module(module)
         return Check(distribution, Level.OK, version(distribution) + facts(imported))
-    except ImportError as error:
-        return Check(distribution, Level.FAIL, f"cannot be imported: {error}", INSTALL)
+    except Exception as error:  # noqa: BLE001 (a broken library raises what it likes: OSError, RuntimeError)
+        return Check(
+            distribution, Level.FAIL, f"cannot be imported: {type(error).__name__}: {error}", INSTALL
+        )
 
 
 def _torch_facts(torch: Any) -> str:

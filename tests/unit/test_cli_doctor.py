@@ -72,6 +72,14 @@ def test_a_library_that_is_missing() -> None:
     assert "pip install" in check.mend
 
 
+def test_a_library_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_library.py").write_text("raise OSError('libcudart.so.12: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    check = checks.library("broken-library", "broken_library")
+    assert check.level is Level.FAIL
+    assert check.finding == "cannot be imported: OSError: libcudart.so.12: cannot open"
+
+
 def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("HARP_BATCH_CACHE_DIR", str(tmp_path / "file" / "cache"))
