@@ -31,7 +31,8 @@ data_dir_option = click.option(
 address_option = click.option(
     "--address",
     metavar="RAY",
-    help="A running Ray cluster (auto, HOST:PORT or ray://HOST:PORT); without it, one is started here.",
+    help="A running Ray cluster (auto, HOST:PORT or ray://HOST:PORT); without it "
+    "RAY_ADDRESS, else one is started here.",
 )
 
 format_option = click.option(

@@ -33,7 +33,7 @@ COLUMNS = (
 @db_option
 @format_option
 def status(run: str | None, db_url: str, style: str) -> None:
-    """Show how far RUN is, or every run, the newest first.
+    """Show how far RUN is, or the newest 50 runs, the newest first.
 
     RUN is a run's id, a unique prefix of one, a run's name (the newest of that name) or `latest`.
 

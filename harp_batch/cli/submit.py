@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 @data_dir_option
 @db_option
 @address_option
-@click.option("--dry-run", is_flag=True, help="Check everything and show what would run, then stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the job and the database, not the cluster's resources; show what would run, then stop.",
+)
 def submit(
     job: Path,
     overrides: tuple[str, ...],
@@ -56,7 +60,7 @@ def submit(
 
     spec = load_job(job, overrides=overrides, limit=limit)
     if dry_run:
-        _show_plan(spec, data_dir)
+        _show_plan(spec, data_dir, db_url)
         return
     from harp_batch import service
 
@@ -68,11 +72,17 @@ def submit(
     )
 
 
-def _show_plan(spec: JobSpec, data_dir: Path | None) -> None:
+def _show_plan(spec: JobSpec, data_dir: Path | None, db_url: str) -> None:
     from harp_batch import service
+    from harp_batch.store import migrate
 
+    migrate.require_usable(db_url)
     with display() as screen:
         plan = service.plan(spec, data_dir, ProgressReport(screen))
     rows = [[e.model, e.task, e.method, e.requests] for e in plan.run.evaluations]
     write_rows(["model", "task", "method", "documents"], rows, "table")
-    click.echo("dry run: the job is sound; nothing was stored or started", err=True)
+    click.echo(
+        "dry run: the job is sound and the database usable, nothing was stored or started; "
+        "whether the cluster has the resources is not checked",
+        err=True,
+    )

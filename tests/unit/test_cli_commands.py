@@ -221,6 +221,16 @@ def test_submit_refuses_a_bad_job_before_anything_starts(tmp_path: Path, job: st
     assert [p.name for p in tmp_path.iterdir()] == ["job.yaml"]
 
 
+@pytest.mark.parametrize("url", ["sqlite:////no/such/folder/runs.db", "postgresql://me@127.0.0.1:9/harp"])
+def test_a_dry_run_refuses_a_database_that_cannot_be_used(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("{name: a, models: [m], tasks: [t], methods: [greedy]}", encoding="utf-8")
+    result = invoke("submit", str(path), "--dry-run", db=url)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Error: ")
+    assert "folder" in result.stderr or "127.0.0.1" in result.stderr
+
+
 def test_models_pull_refuses_what_is_no_model(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["models", "pull", str(tmp_path / "none.gguf")])
     assert (result.exit_code, result.stdout) == (2, "")
