@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import BloomConfig, BloomForCausalLM
 
 from harp_batch import service
 from harp_batch.errors import ClusterError, ModelError, RunFailed, TaskError, UserError
@@ -160,6 +161,16 @@ def test_a_killed_actor_costs_no_answer(
     assert (run.status, len(killed)) == (RunStatus.DONE, 1)
     assert committed == REQUESTS  # nothing was handed over twice
     assert answers(sqlite_url, run) == finished.answers
+
+
+def test_an_architecture_that_the_engine_cannot_run_is_refused_before_anything_starts(
+    spec: JobSpec, sqlite_url: str, tmp_path: Path
+) -> None:
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    with pytest.raises(ModelError, match=r"models\[0\]: BloomForCausalLM"):
+        service.submit(changed(spec, {"models": [{"ref": str(tmp_path / "bloom")}]}), db_url=sqlite_url)
+    assert not Path(sqlite_url.removeprefix("sqlite:///")).exists()
 
 
 class Interrupter(service.Silent):

@@ -43,6 +43,11 @@ def test_shards_are_found_by_their_index(tmp_path: Path) -> None:
     assert count_parameters(files) == 12 + 5 + 8
 
 
+def test_a_single_file_goes_before_an_index_as_it_does_for_transformers(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3, 4)}, sharded(tmp_path) / "model.safetensors")
+    assert [file.name for file in weight_files(tmp_path)] == ["model.safetensors"]
+
+
 def test_missing_shard_is_named(tmp_path: Path) -> None:
     (sharded(tmp_path) / "model-2.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no model-2\.safetensors"):
