@@ -125,8 +125,9 @@ def unusable(url: sa.URL, error: DBAPIError) -> DatabaseError:
 def _lock(connection: sa.Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-    else:  # a write, whatever it is, takes SQLite's lock
-        connection.exec_driver_sql("PRAGMA user_version = 0")
+    else:  # nothing was read yet: begin once more, with SQLite's lock
+        connection.exec_driver_sql("ROLLBACK")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _state(connection: sa.Connection) -> SchemaState:

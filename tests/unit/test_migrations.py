@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,14 @@ def test_two_first_submits_at_once(database_url: str) -> None:
         for store in pool.map(lambda _: open_store(database_url), range(4)):
             store.close()
     assert migrate.check(database_url) is migrate.SchemaState.CURRENT
+
+
+def test_a_shared_file_keeps_its_settings(sqlite_url: str) -> None:
+    execute(sqlite_url, "PRAGMA user_version = 7")
+    migrate.upgrade(sqlite_url)
+    migrate.ensure(sqlite_url)
+    with closing(sqlite3.connect(parse_url(sqlite_url).database or "")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (7,)
+    migrate.downgrade(sqlite_url, "base")
+    with closing(sqlite3.connect(parse_url(sqlite_url).database or "")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (7,)
