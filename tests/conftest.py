@@ -18,8 +18,8 @@ _numbers = count()
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """URL of a PostgreSQL server of our own: a socket in a folder, no port.
+def postgres_superuser() -> Iterator[str]:
+    """URL of a PostgreSQL server of our own, as the role that may do anything: a socket in a folder, no port.
 
     Not in pytest's temporary folder, which other pytest runs close to the server's user.
     """
@@ -29,8 +29,21 @@ def postgres_server() -> Iterator[str]:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
+            connection.execute("CREATE ROLE harp LOGIN")
+            connection.execute("ALTER DATABASE postgres OWNER TO harp")
         yield server.get_uri()
         server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_superuser: str) -> str:
+    """URL of the server as an application has it: a plain role that owns its database."""
+    return as_role(postgres_superuser, "harp")
+
+
+def as_role(url: str, role: str) -> str:
+    """The URL with another role in it; our own server asks for no password."""
+    return sa.make_url(url).set(username=role, password=None).render_as_string()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
 from harp_batch.errors import RunNotFound, StoreUnavailable
 from harp_batch.records import Answer, Evaluation, MetricValue, RunStatus
@@ -49,7 +49,10 @@ def open_store(url: str, *, create: bool = True, read_only: bool = False) -> Sto
 
 
 class Store:
-    """Runs, answers and metrics in one database. Methods raise StoreUnavailable when it goes away."""
+    """Runs, answers and metrics in one database.
+
+    Methods raise StoreUnavailable when it goes away, and DatabaseError where its role lacks a right.
+    """
 
     def __init__(self, url: sa.URL, *, read_only: bool = False) -> None:
         self._shown = show(url)
@@ -210,6 +213,8 @@ class Store:
                 yield connection
         except (IntegrityError, DataError) as error:
             raise ValueError(f"what was to be stored does not fit the database: {error.orig}") from error
+        except ProgrammingError as error:  # it does answer: a right or a table is missing
+            raise migrate.unusable(self._engine.url, error) from error
         except DBAPIError as error:
             raise StoreUnavailable(f"the database {self._shown} does not answer: {error.orig}") from error
 

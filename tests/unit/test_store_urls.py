@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from harp_batch.errors import DatabaseError, StoreUnavailable
 from harp_batch.store import Store, open_store
 from harp_batch.store.database import parse_url, show
+from tests.conftest import as_role
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,16 @@ def test_a_server_that_went_away(postgres_url: str) -> None:
     gone = parse_url(postgres_url).update_query_dict({"host": "/no/such/socket"})
     with pytest.raises(StoreUnavailable, match="does not answer"):
         Store(gone).runs()
+
+
+def test_a_role_without_rights_is_told_so(postgres_url: str, postgres_superuser: str) -> None:
+    schema = postgres_url.rpartition("%3D")[2]
+    with open_store(postgres_url), psycopg.connect(postgres_superuser) as connection:
+        connection.execute("CREATE ROLE visitor LOGIN")
+        connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO visitor")
+        connection.execute(f"GRANT SELECT ON {schema}.harp_batch_version TO visitor")
+    with (
+        open_store(as_role(postgres_url, "visitor"), create=False, read_only=True) as store,
+        pytest.raises(DatabaseError, match="cannot be used: permission denied for table runs"),
+    ):
+        store.runs()
