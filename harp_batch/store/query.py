@@ -114,7 +114,7 @@ def _ask_postgresql(url: sa.URL, sql: str, max_rows: int, timeout_s: float) -> Q
     def ask() -> QueryResult:
         with closing(connection):  # rolls back
             _require_plain_role(connection)
-            _enter_read_only(connection, timeout_s)
+            _limit_time(connection, timeout_s)
             return _fetch(connection, sql, max_rows)
 
     def stop() -> None:  # the server's own timeout can be set by a function of the query
@@ -145,7 +145,7 @@ def _require_plain_role(connection: psycopg.Connection[tuple[Any, ...]]) -> None
         )
 
 
-def _enter_read_only(connection: psycopg.Connection[Any], timeout_s: float) -> None:
+def _limit_time(connection: psycopg.Connection[Any], timeout_s: float) -> None:
     connection.execute(f"SET LOCAL statement_timeout = {max(1, round(timeout_s * 1000))}")
 
 
