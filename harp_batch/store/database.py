@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,7 +91,7 @@ def _sqlite_engine(url: sa.URL, mode: Mode) -> sa.Engine:
         connection.isolation_level = None  # sqlite3 would begin late and leave DDL outside of transactions
         connection.execute("PRAGMA foreign_keys = ON")
         if mode != "ro":
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
 
     @event.listens_for(engine, "begin")
@@ -98,6 +99,19 @@ def _sqlite_engine(url: sa.URL, mode: Mode) -> sa.Engine:
         connection.exec_driver_sql("BEGIN")
 
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch the file to write-ahead logging; two at a time get "locked" at once, without SQLite's own waiting."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def _postgresql_engine(url: sa.URL, mode: Mode) -> sa.Engine:

@@ -11,6 +11,7 @@ import pytest
 
 from harp_batch.cluster.actor import Recipe, Reply, Worker
 from harp_batch.cluster.dispatcher import Lease
+from harp_batch.decode import Engine
 from harp_batch.models import load_tokenizer, resolve
 from harp_batch.records import Answer, Choice, FinishReason, Request, RequestKind
 
@@ -99,10 +100,13 @@ def test_a_model_that_does_not_load_is_reported(recipe: Recipe, tmp_path: Path) 
     assert "\n" not in reply.error
 
 
-def test_an_engine_that_breaks_is_reported(recipe: Recipe) -> None:
+def test_an_engine_that_breaks_is_reported(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(_: Engine) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(Engine, "step", break_down)
     worker = Worker(recipe)
-    broken = replace(ask(recipe, 0), prompt_ids=(10**6, 5))  # no such row in the embedding
-    worker.assign(Lease(0, 1, "g", "a", (broken,)))
+    worker.assign(Lease(0, 1, "g", "a", (ask(recipe, 0),)))
     found, reply = collect(worker, 1)
     assert (found, reply.ready) == ({}, True)
-    assert reply.error
+    assert reply.error == "RuntimeError: the device is gone"
