@@ -1,6 +1,6 @@
 """Decoding speed, side by side in one process: ratios, because machines differ.
 
-    python benchmarks/decode.py                                 # the whole table
+    python benchmarks/decode.py                                 # the whole table: an hour on two cores
     python benchmarks/decode.py --prompts 8 --new-tokens 16     # a quick look
     python benchmarks/decode.py --json decode.json
 
