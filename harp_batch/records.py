@@ -123,8 +123,8 @@ class Score:
     is_greedy: bool  # every continuation token is the arg max of its (combined) logits
     trace: TokenTrace
     prompt_tokens: int
-    forward_tokens: int
-    seconds: float
+    forward_tokens: int  # where choices share a context, the first one carries what all of them cost
+    seconds: float  # likewise
 
     def __iter__(self) -> Iterator[Any]:
         """Unpack as lm-eval's users expect: ``logprob, is_greedy, trace = score``."""

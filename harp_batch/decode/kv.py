@@ -51,11 +51,6 @@ class KVPool:
             self._layers[index] = tuple(_resized(t, slots, length, live, kept) for t in pair)  # type: ignore[assignment]
         self.slots, self.length = slots, length
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return sum(t.nbytes for pair in self._layers.values() for t in pair)
-
 
 def _resized(old: Tensor, slots: int, length: int, live: int, kept: int) -> Tensor:
     new = torch.zeros(slots, old.shape[1], length, old.shape[3], dtype=old.dtype, device=old.device)

@@ -1,6 +1,6 @@
 """One request's decoding state: what it wants from the next forward, and what it makes of the logits.
 
-A `Sequence` generates; a `Scoring` reads the log-likelihood of one continuation. Both go through the same two
+A `Sequence` generates; a `Scoring` reads the log-likelihoods of continuations. Both go through the same two
 questions at every token: do the original logits hesitate, and if so, what do the reframed ones say?
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from torch import Tensor
 
@@ -98,14 +97,6 @@ class Owner:
         return sorted(s for s, state in self.steps.items() if state.parked is not None)
 
 
-class Stopper(Protocol):
-    """Says whether the generated token ids (the newest last) end the answer."""
-
-    def __call__(self, generated: list[int]) -> bool:
-        """True to stop."""
-        ...
-
-
 @dataclass(slots=True, kw_only=True)
 class Sequence(Owner):
     """A prompt being continued."""
@@ -113,7 +104,7 @@ class Sequence(Owner):
     tokens: list[int]  # prompt, then what was generated
     prompt_tokens: int
     max_new_tokens: int
-    stop: Callable[[list[int]], bool]
+    stop: Callable[[list[int]], bool]  # whether the new tokens, the newest last, end the answer
     slot: int | None = None
     cached: int = 0  # positions of the original stream that are in the KV pool
     reframed_cached: int = 0  # and of the reframed one (mask: sequence)
