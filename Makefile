@@ -79,6 +79,20 @@ fix: $(VENV)/.installed-test  ## format, and mend what ruff can mend
 bench: $(VENV)/.installed-test  ## run every benchmark
 	@set -e; for file in benchmarks/[a-z]*.py; do echo "==> $$file"; $(OFFLINE) $(BIN)/python $$file; done
 
+# What `make invariance` runs: questions of GSM8K, new tokens for each, and slots/shard size/actors: all 27 combinations,
+# few (3 of them), or a list as in COMBOS=64/64/1,1/5/2.
+DOCUMENTS ?= 100
+TOKENS    ?= 64
+COMBOS    ?= all
+
+.PHONY: invariance
+invariance: $(VENV)/.installed-test  ## one SHA-256 for any slots, shards and actors? Hours; 3 minutes with DOCUMENTS=8 TOKENS=16 COMBOS=few
+	@echo "==> model"
+	@$(BIN)/harp-batch models pull '$(DEMO_MODEL)'
+	@echo "==> $(DOCUMENTS) documents, $(TOKENS) new tokens, slots/shard size/actors: $(COMBOS)"
+	@$(OFFLINE) INVARIANCE_TASK=gsm8k INVARIANCE_DOCUMENTS=$(DOCUMENTS) INVARIANCE_TOKENS=$(TOKENS) \
+	  INVARIANCE_COMBOS=$(COMBOS) $(BIN)/python -m pytest -s --timeout 0 tests/integration/test_invariance.py
+
 .PHONY: docs
 docs: $(VENV)/.installed-test  ## write docs/cli.md from the commands
 	@$(BIN)/python docs/cli.py > docs/cli.md.new

@@ -10,6 +10,7 @@ from harp_batch import __version__
 from harp_batch.cli.completion import completion
 from harp_batch.cli.db import db
 from harp_batch.cli.doctor import doctor
+from harp_batch.cli.export import export
 from harp_batch.cli.failures import clean_exits
 from harp_batch.cli.models import models
 from harp_batch.cli.output import escape_what_cannot_be_encoded
@@ -44,7 +45,7 @@ def app() -> None:
     """
 
 
-for command in (submit, resume, status, results, query, db, models, doctor, completion):
+for command in (submit, resume, status, results, query, export, db, models, doctor, completion):
     app.add_command(command)
 
 

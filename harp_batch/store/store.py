@@ -19,7 +19,7 @@ from harp_batch.errors import RunNotFound, StoreUnavailable
 from harp_batch.records import Answer, Evaluation, MetricValue, RunStatus
 from harp_batch.store import migrate, rows
 from harp_batch.store.database import is_sqlite, make_engine, parse_url, show
-from harp_batch.store.run_records import RunRecord, RunSummary, TaskRecord
+from harp_batch.store.run_records import ModelRecord, RunRecord, RunSummary, TaskRecord
 from harp_batch.store.schema import (
     AnswerRow,
     EvaluationRow,
@@ -133,7 +133,6 @@ class Store:
             run = connection.execute(sa.select(Run.__table__).where(Run.id == run_id)).mappings().first()
             if run is None:
                 raise RunNotFound(f"no run has the id {run_id!r} in {self._shown}")
-            models = sa.select(Model.__table__).where(Model.run_id == run_id).order_by(Model.position)
             return RunRecord(
                 id=run["id"],
                 name=run["name"],
@@ -142,7 +141,7 @@ class Store:
                 job_yaml=run["job_yaml"],
                 seed=run["seed"],
                 versions=run["versions"],
-                models=tuple(map(rows.model_of, connection.execute(models).mappings())),
+                models=_load_models(connection, run_id),
                 tasks=_load_tasks(connection, run_id),
                 evaluations=_load_evaluations(connection, run_id),
                 error=run["error"],
@@ -182,6 +181,19 @@ class Store:
         with self._transaction() as connection:
             result = connection.execution_options(yield_per=_CHUNK).execute(query)
             yield from map(rows.answer_of, result.mappings())
+
+    def run_answers(self, run_id: str) -> Iterator[tuple[ModelRecord, Evaluation, Answer]]:
+        """The run's committed answers with their traces; no more than one chunk of them is in memory.
+
+        They come in the order of model, task, method, document and repeat. Names are compared by code point and
+        here: databases sort text by their own locales.
+        """
+        with self._transaction() as connection:
+            models = {model.ref: model for model in _load_models(connection, run_id)}
+            evaluations = _load_evaluations(connection, run_id)
+        for evaluation in sorted(evaluations, key=lambda e: (e.model, e.task, e.method)):
+            for answer in self.answers(evaluation.id, traces=True):
+                yield models[evaluation.model], evaluation, answer
 
     # Metrics
 
@@ -239,6 +251,11 @@ def _evaluation_rows(run: RunRecord, set_ids: dict[tuple[str, str], int]) -> lis
             f"evaluation {strangers[0].id} names a run, model or task that its run does not have"
         )
     return [rows.evaluation_row(set_ids[e.model, e.task], n, e) for n, e in enumerate(run.evaluations)]
+
+
+def _load_models(connection: sa.Connection, run_id: str) -> tuple[ModelRecord, ...]:
+    query = sa.select(Model.__table__).where(Model.run_id == run_id).order_by(Model.position)
+    return tuple(map(rows.model_of, connection.execute(query).mappings()))
 
 
 def _load_tasks(connection: sa.Connection, run_id: str) -> tuple[TaskRecord, ...]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import struct
+import tracemalloc
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from random import Random
 
 import pytest
 import sqlalchemy as sa
 
 from harp_batch.errors import RunNotFound
-from harp_batch.records import FinishReason, MetricValue, RunStatus, TokenTrace
+from harp_batch.records import Answer, FinishReason, MetricValue, RunStatus, TokenTrace
 from harp_batch.store import RunRecord, Store, TaskRecord, open_store
+from harp_batch.store.canonical import canonical_lines
 from tests.support.store_records import a_choice_request, a_request, a_run, an_answer
 
 
@@ -220,6 +224,119 @@ class TestAnswers:
             with pytest.raises(Exception, match=r"read-?only"):
                 reader.commit([an_answer(greedy, 2)])
         assert len(store.answered(greedy)) == 2
+
+
+class TestRunAnswers:
+    def test_they_come_in_one_order_whatever_was_committed_when(self, store: Store) -> None:
+        """By code point: capitals before small letters, and an accent behind both; documents by number."""
+        run = _a_run_of_every_order()
+        store.create_run(run)
+        for e in run.evaluations:
+            store.commit([an_answer(e.id, doc_id, repeat) for doc_id in (10, 9, 100) for repeat in (1, 0)])
+        found = [(e.model, e.task, e.method, a.doc_id, a.repeat) for _, e, a in store.run_answers(run.id)]
+        assert len(found) == len(run.evaluations) * 6
+        assert found == sorted(found)
+
+    def test_each_has_its_model_its_evaluation_and_its_trace(self, store: Store, run: RunRecord) -> None:
+        other = a_run()
+        store.create_run(other)
+        store.commit([an_answer(e.id) for e in (*other.evaluations, *run.evaluations)])
+        assert list(store.run_answers(run.id)) == [
+            (run.models[0], evaluation, an_answer(evaluation.id)) for evaluation in run.evaluations
+        ]
+
+    def test_memory_does_not_grow_with_their_number(
+        self, store: Store, greedy: str, run: RunRecord, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("harp_batch.store.store._CHUNK", 10)
+        peaks = []
+        for count in (20, 200):
+            store.commit([an_answer(greedy, doc_id, text="x" * 10_000) for doc_id in range(count)])
+            tracemalloc.start()
+            assert sum(1 for _ in store.run_answers(run.id)) == count
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[1] < 2 * peaks[0]
+
+
+class TestCanonicalForm:
+    def test_every_byte_of_it(self, store: Store, run: RunRecord, greedy: str) -> None:
+        """The form is public: other bytes for the same answers are another version of it."""
+        choices = ((-0.1, True), (-1.7976931348623157e308, False))
+        trace = TokenTrace((7, 8), (0.1, 16.5), (False, True), (7, 2), (False, True))
+        failed = {"text": None, "finish_reason": FinishReason.ERROR, "error": "too \x1b \u2028 long \x00"}
+        store.commit(
+            [
+                an_answer(greedy, 10, text='"4"\n\U0001f600', trace=trace, scores={"b": [1, 1.0], "a": None}),
+                an_answer(greedy, 9, choices=choices, correct=None, trace=TokenTrace(), **failed),
+            ]
+        )
+        head, tail = f'"ref":"tiny","weights_sha256":"{"ab" * 32}"', '"scores":{"exact_match,strict":1.0}'
+        assert b"".join(canonical_lines(store, run.id)).decode() == (
+            '{"format":"harp-batch canonical export","version":1}\n'
+            '{"choices":[{"is_greedy":true,"logprob":-0.1},{"is_greedy":false,"logprob":-1.7976931348623157e+308}],'
+            '"correct":null,"doc_id":9,"error":"too \\u001b \u2028 long \ufffd","finish_reason":"error",'
+            '"forward_tokens":12,"method":{"name":"greedy","settings":{"kind":"greedy"}},'
+            f'"model":{{"dtype":"float32",{head}}},"prompt_tokens":3,"repeat":0,{tail},"task":"sums","text":null,'
+            '"trace":{"entropy":[],"flipped":[],"hesitated":[],"token_ids":[],"vanilla_token_ids":[]}}\n'
+            '{"choices":[],"correct":true,"doc_id":10,"error":null,"finish_reason":"stop",'
+            '"forward_tokens":12,"method":{"name":"greedy","settings":{"kind":"greedy"}},'
+            f'"model":{{"dtype":"float32",{head}}},"prompt_tokens":3,"repeat":0,"scores":{{"a":null,"b":[1,1.0]}},'
+            '"task":"sums","text":"\\"4\\"\\n\U0001f600","trace":{"entropy":[0.10000000149011612,16.5],'
+            '"flipped":[false,true],"hesitated":[false,true],"token_ids":[7,8],"vanilla_token_ids":[7,2]}}\n'
+        )
+
+    def test_both_databases_give_the_same_bytes(self, sqlite_url: str, postgres_url: str) -> None:
+        run = _a_run_of_every_order()
+        random = Random(0)
+        answers = [_random_answer(random, e.id, doc_id) for e in run.evaluations for doc_id in range(20)]
+        exports = []
+        for url in (sqlite_url, postgres_url):
+            with open_store(url) as opened:
+                opened.create_run(run)
+                opened.commit(random.sample(answers, len(answers)))
+                exports.append(b"".join(canonical_lines(opened, run.id)))
+        assert exports[0] == exports[1]
+        assert exports[0].count(b"\n") == 1 + len(answers)
+
+
+def _a_run_of_every_order() -> RunRecord:
+    """Two models, two tasks and four methods, in no order, with names that locales sort in different ways."""
+    run = a_run()
+    (model,), (task,) = run.models, run.tasks
+    tasks = [replace(task, model=ref, task=name) for ref in ("b", "A") for name in ("t_2", "t-10")]
+    evaluations = [
+        replace(run.evaluations[1], id=f"{place}-{method}", model=t.model, task=t.task, method=method)
+        for place, t in enumerate(tasks)
+        for method in ("harp", "Harp", "h\u00e4rp", "harp-1")
+    ]
+    models = (replace(model, ref="b"), replace(model, ref="A"))
+    return replace(run, models=models, tasks=tuple(tasks), evaluations=tuple(evaluations))
+
+
+def _random_answer(random: Random, evaluation_id: str, doc_id: int) -> Answer:
+    """Floats of any size, from the smallest there are; text of any characters."""
+    size = random.randrange(6)
+
+    def number(form: str) -> float:
+        value = struct.unpack(f"<{form}", random.randbytes(struct.calcsize(form)))[0]
+        return value if math.isfinite(value) else 0.0
+
+    def tokens() -> tuple[int, ...]:
+        return tuple(random.randrange(2**31) for _ in range(size))
+
+    def flags() -> tuple[bool, ...]:
+        return tuple(random.random() < 0.5 for _ in range(size))
+
+    entropy = tuple(abs(number("f")) for _ in range(size))
+    return an_answer(
+        evaluation_id,
+        doc_id,
+        text="".join(chr(random.randrange(0x3000)) for _ in range(9)),
+        trace=TokenTrace(tokens(), entropy, flags(), tokens(), flags()),
+        choices=tuple((number("d"), flag) for flag in flags()),
+        scores={f"m{n}": [number("d"), n] for n in range(size)},
+    )
 
 
 class TestHostileText:

@@ -42,6 +42,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
         "status",
         "results",
         "query",
+        "export",
         "db upgrade",
         "db check",
         "models pull",
@@ -75,7 +76,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert set(json.loads(done.stderr)) & set(HEAVY) == set()
 
 
-@pytest.mark.parametrize("command", ["status", "results", "query"])
+@pytest.mark.parametrize("command", ["status", "results", "query", "export --canonical"])
 def test_reading_commands_load_no_engine(command: str, tmp_path: Path) -> None:
     """Somebody who looks at results does not wait for torch and Ray."""
     code = (
@@ -86,7 +87,7 @@ def test_reading_commands_load_no_engine(command: str, tmp_path: Path) -> None:
     )
     url = f"sqlite:///{tmp_path}/none.db"
     done = subprocess.run(
-        [sys.executable, "-c", code, command, "select 1", "--db", url],
+        [sys.executable, "-c", code, *command.split(), "select 1", "--db", url],
         capture_output=True,
         text=True,
         timeout=60,
