@@ -6,7 +6,7 @@
     python benchmarks/decode.py --random llama-8b        # on a GPU: an 8B shape with random weights
     python benchmarks/decode.py --json decode.json --markdown decode.md
 
-Parts: generation (35 minutes of the hour), loglikelihood, limits, submit and memory. The contenders of a part take
+Parts: generation (it takes most of the time), loglikelihood, limits, submit and memory. The contenders of a part take
 turns, and each figure is the median of the rounds; the plain loops (the authors' way: one prompt, no cache) and HARP
 with a mask a step are slow and take fewer turns. A contender that cannot run here is in the table with the reason.
 """

@@ -168,10 +168,11 @@ def test_full_decode_steps_hold_one_row_of_every_sequence(tiny: Callable[[], Any
     rows.clear()
     prompts = [list(range(200)) for _ in range(8)]  # more than one step takes
     _, steps = answer_all(engine, to_continue(prompts, 16), Greedy())
-    assert len(rows) == len(steps.finished)
     window = limits.full_decode_steps(steps, 16)
+    last_prompt = max(number for number, count in enumerate(rows, 1) if count > 8)
     assert {rows[number - 1] for number in window} == {8}
-    assert rows[window.start - 4] > 8  # the step before the two at the edge
+    assert last_prompt < window.start <= last_prompt + 4  # an engine may hand outcomes over one step late
+    assert len(steps.finished) - len(rows) in (0, 1)
 
 
 def test_kv_bytes_per_position_is_what_transformers_keeps(tiny: Callable[[], Any]) -> None:
