@@ -18,8 +18,8 @@ from typing import Any
 
 from harp_batch.cluster.dispatcher import Lease, LeaseId
 from harp_batch.decode import Engine, Outcome, method_from_settings
+from harp_batch.decode.process import prepare_process
 from harp_batch.decode.text import answer_text
-from harp_batch.decode.threads import use_threads
 from harp_batch.errors import HarpBatchError, ModelError
 from harp_batch.models import LocalModel, load_model, load_tokenizer, resolve
 from harp_batch.records import Answer, Completion, FinishReason, Request, Score, TokenTrace
@@ -120,7 +120,7 @@ class Worker:
 
     def _decode(self) -> None:
         recipe = self._recipe
-        use_threads(recipe.threads)
+        prepare_process(recipe.threads)
         local = _on_this_machine(recipe.model)
         tokenizer = load_tokenizer(local)
         model = load_model(local, dtype=recipe.dtype, device=recipe.device)

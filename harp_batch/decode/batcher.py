@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from harp_batch.decode.sequence import Scoring, Sequence, Work
 
 _LENGTH_BLOCK = 128  # pools are resized in multiples of this many positions
+_SHORT = 16  # a chunk of so few rows always goes along: nobody waits for his next token
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +92,17 @@ class Batcher:
         return max(1, min(self.limits.slots, self.limits.positions // max(length, 1)))
 
     def work(self) -> list[Work]:
-        """This step's chunks: every single-token row, and longer chunks by age up to the row limit."""
-        single: list[Work] = []
-        longer: list[Work] = []
-        for work in self._offers():
-            (single if len(work.chunk) == 1 else longer).append(work)
-        return single + list(_within(longer, self.limits.step_rows))
+        """This step's chunks: all short ones, and longer ones as far as the row limit goes.
 
-    def _offers(self) -> Iterator[Work]:
-        owners: list[Sequence | Scoring] = [*self.live, *self.scoring]
-        for owner in sorted(owners, key=lambda o: o.arrival):
-            yield from owner.work()
+        Sequences come before scorings and the oldest first; of the scorings the longest, behind which the shorter
+        ones fill up the forward.
+        """
+        sequences = [w for s in sorted(self.live, key=lambda s: s.arrival) for w in s.work()]
+        scorings = [w for s in self.scoring for w in s.work()]
+        scorings.sort(key=lambda w: -len(w.chunk))
+        short = [w for w in sequences if len(w.chunk) <= _SHORT]
+        longer = [w for w in sequences if len(w.chunk) > _SHORT] + scorings
+        return short + list(_within(longer, self.limits.step_rows))
 
     def retire(self) -> list[Move]:
         """Drop what is done; the moves that keep the slots dense."""
@@ -120,6 +121,14 @@ class Batcher:
         self.live[slot] = last
         return [Move(source, slot, max(last.cached, last.reframed_cached))]
 
+    def evict(self) -> None:
+        """Send everyone back to the head of the queue, to start again."""
+        owners: list[Sequence | Scoring] = [*self.live, *self.scoring]
+        for owner in sorted(owners, key=lambda o: o.arrival, reverse=True):
+            owner.restart()
+            self.waiting.appendleft(owner)
+        self.live, self.scoring, self.length = [], [], 0
+
     def drop(self, ticket: object) -> None:
         """Forget every queued or scoring owner with this ticket."""
         self.waiting = deque(o for o in self.waiting if o.ticket != ticket)
@@ -127,10 +136,9 @@ class Batcher:
 
 
 def _within(offers: list[Work], rows: int) -> Iterator[Work]:
-    """The first offers that fit into ``rows``; at least one, however long."""
+    """The offers that fit into ``rows``, the first come first; at least that one, however long."""
     used = 0
     for work in offers:
-        if used and used + len(work.chunk) > rows:
-            return
-        used += len(work.chunk)
-        yield work
+        if not used or used + len(work.chunk) <= rows:
+            used += len(work.chunk)
+            yield work

@@ -1,17 +1,19 @@
-"""The decoding engine: a step is schedule, run, postprocess."""
+"""The decoding engine: a step is collect what ran, retire what is done, launch what comes next."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Hashable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from harp_batch.decode.batcher import Batcher, Limits
-from harp_batch.decode.limits import context_length, kv_positions
+from harp_batch.decode.limits import context_length, is_out_of_memory, kv_positions
 from harp_batch.decode.methods import Method
-from harp_batch.decode.postprocess import postprocess
+from harp_batch.decode.postprocess import apply, decide, original_first
 from harp_batch.decode.runner import ModelRunner
 from harp_batch.decode.sequence import Scoring, Sequence, Work
 from harp_batch.decode.text import Stop, StopStrings, Tokenizer, stop_token_ids
@@ -19,6 +21,7 @@ from harp_batch.errors import UserError
 from harp_batch.records import Completion, Request, RequestKind, Score
 
 _STEP_ROWS = 1024
+_FEWEST_ROWS = 64  # an out-of-memory error does not make forwards smaller than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,16 @@ class RequestError:
 
 
 Outcome = Completion | tuple[Score, ...] | RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A forward whose results have not been read yet; on a GPU it may still be running."""
+
+    work: list[Work]
+    logits: Tensor  # [R, V]
+    table: Tensor  # [3, R]; see postprocess.decide
+    seconds: float  # spent so far
 
 
 def require_supported(model: Any) -> None:
@@ -65,6 +78,7 @@ class Engine:
         self._stop_ids = stop_token_ids(model, tokenizer)
         self._tickets: set[Hashable] = set()
         self._rejected: list[tuple[Hashable, Outcome]] = []
+        self._flight: _Flight | None = None
         self._scorings: dict[Hashable, list[Scoring]] = {}  # one for each context of a request
 
     @property
@@ -97,15 +111,15 @@ class Engine:
         )
 
     def step(self) -> list[tuple[Hashable, Outcome]]:
-        """Run one forward and return the requests that it finished (possibly none)."""
-        outcomes, self._rejected = self._rejected, []
-        started = time.perf_counter()
-        work = self._schedule()
-        if work:
-            postprocess(work, self.runner.forward([w.chunk for w in work]))
-            self._account(work, time.perf_counter() - started)
-        outcomes += self._retire()
+        """Finish the forward that is under way, start the next, and return the requests that finished (if any).
+
+        The next forward is under way when this returns: on a GPU it runs while the caller deals with the outcomes.
+        """
+        self._collect()
+        outcomes = self._rejected + self._retire()
+        self._rejected = []
         self._tickets -= {ticket for ticket, _ in outcomes}
+        self._launch()
         return outcomes
 
     def generate(
@@ -165,6 +179,7 @@ class Engine:
                 outcomes.update(self.step())
         except BaseException:
             self.batcher = Batcher(self.batcher.limits)  # leave nothing behind for the next call
+            self._flight = None
             self._scorings.clear()
             self._tickets.clear()
             raise
@@ -261,14 +276,63 @@ class Engine:
 
     # -- one step -----------------------------------------------------------------------------------------
 
+    def _launch(self) -> None:
+        started = time.perf_counter()
+        work: list[Work] = []
+        try:
+            work = self._schedule()
+            if not work:
+                return
+            logits = self.runner.forward([w.chunk for w in work])
+            table = decide(work, logits)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._relieve(work)
+            return
+        self._flight = _Flight(work, logits, table, time.perf_counter() - started)
+
+    def _collect(self) -> None:
+        if self._flight is None:
+            return
+        flight, self._flight = self._flight, None
+        started = time.perf_counter()
+        apply(flight.work, flight.logits, flight.table.tolist())
+        self._account(flight.work, flight.seconds + time.perf_counter() - started)
+
     def _schedule(self) -> list[Work]:
         self.batcher.admit()
-        pool = self.runner.original
+        pool = self.runner.backend.original
         slots, length = self.batcher.slots, self.batcher.length
         if length and (slots, length) != (pool.slots, pool.length):
             kept = max((s.slot + 1 for s in self.batcher.live if s.slot is not None and s.cached), default=0)
             self.runner.resize(slots, length, kept)
-        return self.batcher.work()
+        return original_first(self.batcher.work())
+
+    def _relieve(self, work: list[Work]) -> None:
+        """Make do with less after an allocation failed; the step that failed has changed nothing.
+
+        First fewer rows go into a forward; then fewer positions are kept, and everyone starts again; what does not
+        fit even by itself is that request's error.
+        """
+        limits = self.batcher.limits
+        rows = sum(len(w.chunk) for w in work)
+        if len(work) > 1 and rows > _FEWEST_ROWS < limits.step_rows:
+            self.batcher.limits = replace(
+                limits, step_rows=max(min(rows, limits.step_rows) // 2, _FEWEST_ROWS)
+            )
+            return
+        live = self.batcher.live
+        self.batcher.evict()
+        self.runner.release()
+        if len(live) > 1:
+            positions = min(limits.positions, sum(s.need for s in live)) // 2
+            self.batcher.limits = replace(limits, positions=positions)
+            return
+        culprit = max(work, key=lambda w: len(w.chunk)).owner if work else live[0]
+        self.batcher.drop(culprit.ticket)
+        self._scorings.pop(culprit.ticket, None)
+        self._rejected.append((culprit.ticket, RequestError("there is not enough memory for this request")))
 
     def _account(self, work: list[Work], seconds: float) -> None:
         """Share the step's time out by rows."""

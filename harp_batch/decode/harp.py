@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 _MASK_64 = (1 << 64) - 1
+_NEGLIGIBLE = -200.0  # nats below the largest logit; exp of it is 0 in float32
 _DRAW_BITS = 53  # a draw is an integer in [0, 2**53): finer than any delta a float64 can express near 1
 
 
@@ -76,11 +77,18 @@ def dropout_mask(
 
 
 def entropy_bits(logits: Tensor) -> Tensor:
-    """Shannon entropy of softmax(logits) in bits over the whole vocabulary: [B, V] -> float32 [B]."""
-    terms: Tensor = torch.special.entr(torch.softmax(logits.float(), dim=-1))
-    if len(terms) == 1:  # torch sums a single row in another order than a row among others
-        terms = terms.expand(2, -1).contiguous()
-    return terms.sum(dim=-1)[: len(logits)] / math.log(2.0)
+    """Shannon entropy of softmax(logits) in bits over the whole vocabulary: [B, V] -> float32 [B].
+
+    With d = x - max x and Z = Σ exp(d), the entropy is log Z - Σ exp(d)·d / Z nats.
+    """
+    x = logits.float()
+    if len(x) == 1:  # torch sums a single row in another order than a row among others
+        x = x.expand(2, -1).contiguous()
+    below = (x - x.amax(dim=-1, keepdim=True)).clamp_(min=_NEGLIGIBLE)  # no 0 * inf where a logit is -inf
+    weights = torch.exp(below)
+    total = weights.sum(dim=-1)
+    nats = total.log() - weights.mul_(below).sum(dim=-1) / total
+    return nats[: len(logits)] / math.log(2.0)
 
 
 def reframe(embeddings: Tensor, keep: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ class KVPool:
             keys[slot].zero_()
             values[slot].zero_()
 
+    def release(self) -> None:
+        """Give the memory back; nothing may be live."""
+        self._layers.clear()
+        self.slots = self.length = 0
+
     @torch.inference_mode()
     def resize(self, slots: int, length: int, live: int) -> None:
         """Change the shape, keeping the first ``live`` slots; layer by layer, so that the peak stays low."""

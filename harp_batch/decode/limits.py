@@ -41,6 +41,13 @@ def kv_positions(bytes_per_position: int, device: torch.device) -> int:
     return int(_free_bytes(device) * _SHARE) // (bytes_per_position * _POOLS)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch tells it on the CPU by the message alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

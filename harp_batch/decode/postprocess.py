@@ -1,97 +1,81 @@
-"""What a step's logits mean: observe the original rows, combine the reframed ones, settle tokens."""
+"""From a forward's logits to every owner's next state.
+
+`decide` runs on the device and asks the host nothing; what it finds comes over in one small table, which `apply` hands
+to the owners.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import NamedTuple
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from harp_batch.decode import harp
-from harp_batch.decode.sequence import Scoring, Sequence, Work
+from harp_batch.decode.sequence import Scoring, Work
 
 
-class Row(NamedTuple):
-    """One row of logits: whose it is, which step it decides, and the logits [V]."""
-
-    owner: Sequence | Scoring
-    step: int
-    logits: Tensor
+def original_first(work: Seq[Work]) -> list[Work]:
+    """The order in which `decide` expects the work whose logits it gets: chunks of reframed streams last."""
+    return sorted(work, key=lambda w: w.reframed)
 
 
 @torch.inference_mode()
-def postprocess(work: Seq[Work], logits: Tensor) -> None:
-    """Give every owner what its chunk brought; ``logits`` [R, V] are those of all outputs, in order."""
+def decide(work: Seq[Work], logits: Tensor) -> Tensor:
+    """What the owners must know of all outputs of ``work``, in order; ``logits`` [R, V] are changed in place.
+
+    Returns float64 [3, R]: the original logits' entropy in bits (for a reframed row its largest combined logit: it is
+    finite if and only if the row is sound), the chosen token, and log p of a scored row's target.
+    """
+    rows = [(w, step) for w in work for step in w.steps]
+    sound = harp.entropy_bits(logits[: _originals(work)])
+    if len(sound) < len(rows):
+        mixed = _combined(rows[len(sound) :], logits[len(sound) :])
+        logits[len(sound) :] = mixed
+        sound = torch.cat([sound, mixed.amax(dim=-1)])
+    return torch.stack([sound.double(), _chosen(work, logits).double(), _target_logprobs(rows, logits)])
+
+
+def apply(work: Seq[Work], logits: Tensor, table: list[list[float]]) -> None:
+    """Give every owner what its chunk brought: ``table`` is `decide`'s, read back."""
     for w in work:
         w.owner.ran(w.chunk)
-    rows = [(w.owner, step, w.reframed) for w in work for step in w.steps]
-    original = [i for i, (_, _, reframed) in enumerate(rows) if not reframed]
-    reframed = [i for i, (_, _, reframed) in enumerate(rows) if reframed]
-    settled = _observe([Row(*rows[i][:2], logits[i]) for i in original], _take(logits, original))
-    settled += _combine([Row(*rows[i][:2], logits[i]) for i in reframed], _take(logits, reframed))
-    if settled:
-        _settle(settled, torch.stack([row.logits for row in settled]))
+    rows = ((w, step) for w in work for step in w.steps)
+    for (w, step), row, sound, chosen, logprob in zip(rows, logits, *table, strict=True):
+        owner, token = w.owner, int(chosen)
+        if owner.require_finite(sound) if w.reframed else owner.observe(step, sound, token, row):
+            owner.settle(step, token, logprob)
 
 
-def _observe(rows: Seq[Row], logits: Tensor) -> list[Row]:
-    """Note entropy and vanilla token of original rows [B, V]; return the rows that are thereby settled."""
-    if not rows:
-        return []
-    entropies = harp.entropy_bits(logits).tolist()
-    vanilla = _choose(rows, logits)
-    return [
-        row
-        for row, entropy, token in zip(rows, entropies, vanilla, strict=True)
-        if row.owner.observe(row.step, entropy, token, row.logits)
-    ]
+def _originals(work: Seq[Work]) -> int:
+    """How many outputs are of original streams."""
+    return sum(len(w.steps) for w in work if not w.reframed)
 
 
-def _combine(rows: Seq[Row], logits: Tensor) -> list[Row]:
-    """Mix reframed rows [B, V] with the original logits that were parked for them."""
-    if not rows:
-        return []
-    original = torch.stack([row.owner.parked(row.step) for row in rows])
-    beta = torch.tensor([row.owner.reframing.beta for row in rows], device=logits.device)
-    mixed = harp.combine(original, logits, beta)
-    finite = mixed.amax(dim=-1).isfinite().tolist()
-    return [
-        row._replace(logits=m)
-        for row, m, sound in zip(rows, mixed, finite, strict=True)
-        if row.owner.require_finite(sound)
-    ]
+def _combined(rows: Seq[tuple[Work, int]], logits: Tensor) -> Tensor:
+    """Reframed logits [B, V] mixed with the original ones that were parked for them: [B, V]."""
+    original = torch.stack([w.owner.parked(step) for w, step in rows])
+    beta = torch.tensor([w.owner.reframing.beta for w, _ in rows], device=logits.device)
+    return harp.combine(original, logits, beta)
 
 
-def _settle(rows: Seq[Row], logits: Tensor) -> None:
-    """Decide every row's token from its final logits [B, V]."""
-    chosen = _choose(rows, logits)
-    logprobs = _target_logprobs(rows, logits)
-    for k, row in enumerate(rows):
-        row.owner.settle(row.step, chosen[k], logprobs.get(k, 0.0))
+def _chosen(work: Seq[Work], logits: Tensor) -> Tensor:
+    """Every row's token by its owner's method: [R, V] -> int64 [R]."""
+    methods = [w.owner.method for w in work for _ in w.steps]
+    runs = [(method, len(list(run))) for method, run in groupby(methods)]
+    parts = torch.split(logits, [length for _, length in runs])
+    return torch.cat([method.choose(part) for (method, _), part in zip(runs, parts, strict=True)])
 
 
-def _choose(rows: Seq[Row], logits: Tensor) -> list[int]:
-    """Each row's token by its owner's method: [B, V] -> B ids."""
-    chosen = [0] * len(rows)
-    for method in dict.fromkeys(row.owner.method for row in rows):
-        index = [i for i, row in enumerate(rows) if row.owner.method == method]
-        for i, token in zip(index, method.choose(_take(logits, index)).tolist(), strict=True):
-            chosen[i] = token
-    return chosen
-
-
-def _target_logprobs(rows: Seq[Row], logits: Tensor) -> dict[int, float]:
-    """log p(target) in nats, by index, of the rows that score one."""
-    targets = {k: row.owner.targets[row.step] for k, row in enumerate(rows) if isinstance(row.owner, Scoring)}
+def _target_logprobs(rows: Seq[tuple[Work, int]], logits: Tensor) -> Tensor:
+    """log p(target) in nats of the rows that score one, 0 for others: float64 [R]."""
+    targets = {k: w.owner.targets[step] for k, (w, step) in enumerate(rows) if isinstance(w.owner, Scoring)}
+    logprobs = torch.zeros(len(rows), dtype=torch.float64, device=logits.device)
     if not targets:
-        return {}
+        return logprobs
+    index = torch.tensor(list(targets), device=logits.device)
     wanted = torch.tensor(list(targets.values()), device=logits.device)
-    logp = torch.log_softmax(_take(logits, list(targets)), dim=-1).gather(1, wanted[:, None])[:, 0]
-    return dict(zip(targets, logp.tolist(), strict=True))
-
-
-def _take(logits: Tensor, index: Seq[int]) -> Tensor:
-    """Rows of [R, V]; no copy where all are wanted."""
-    if list(index) == list(range(len(logits))):
-        return logits
-    return logits[torch.tensor(index, dtype=torch.int64, device=logits.device)]
+    scored = logits if len(targets) == len(rows) else logits[index]
+    found = torch.log_softmax(scored, dim=-1).gather(1, wanted[:, None])[:, 0]
+    return logprobs.index_copy(0, index, found.double())

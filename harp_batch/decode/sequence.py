@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from harp_batch.decode.chunk import Chunk, Mask
 from harp_batch.decode.harp import mask_key
 from harp_batch.decode.methods import Method, Reframing
-from harp_batch.decode.runner import Chunk, Mask
 from harp_batch.records import Completion, FinishReason, Score, TokenTrace
 
 PREFILL_CHUNK = 512  # positions; counted from the request's own beginning, so that neighbours cannot shift it
@@ -69,14 +69,15 @@ class Owner:
 
     def observe(self, step: int, entropy: float, vanilla: int, logits: Tensor) -> bool:
         """Take a step's original logits [V]; True if they settle the step, False if it is parked or failed."""
-        if not self.require_finite(math.isfinite(entropy)):
+        if not self.require_finite(entropy):
             return False
         hesitated = self.method.reframing is not None and entropy > self.method.reframing.theta
         self.steps[step] = Step(entropy, vanilla, hesitated, parked=logits if hesitated else None)
         return not hesitated
 
-    def require_finite(self, finite: bool) -> bool:
-        """Fail where logits are not finite; the same truth value back."""
+    def require_finite(self, value: float) -> bool:
+        """Fail where ``value``, which was computed from a row of logits, says that not all of them are finite."""
+        finite = math.isfinite(value)
         if not finite:
             self.error = "the model's logits are not finite"
         return finite
@@ -95,6 +96,11 @@ class Owner:
     def parked_steps(self) -> list[int]:
         """Steps that await their reframed logits, in order."""
         return sorted(s for s, state in self.steps.items() if state.parked is not None)
+
+    def restart(self) -> None:
+        """Forget all progress, for the keys and values are gone; the time that it took stays on the bill."""
+        self.steps.clear()
+        self.forward_tokens = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,6 +157,12 @@ class Sequence(Owner):
             self.cached = chunk.start + len(chunk)
         else:
             self.reframed_cached = chunk.start + len(chunk)
+
+    def restart(self) -> None:
+        """See `Owner.restart`."""
+        Owner.restart(self)
+        del self.tokens[self.prompt_tokens :]
+        self.slot, self.cached, self.reframed_cached = None, 0, 0
 
     def settle(self, step: int, chosen: int, logprob: float) -> None:
         """The step's token is ``chosen``."""
@@ -227,6 +239,11 @@ class Scoring(Owner):
     def ran(self, chunk: Chunk) -> None:
         """The chunk went through the model."""
         self.forward_tokens += len(chunk)
+
+    def restart(self) -> None:
+        """See `Owner.restart`."""
+        Owner.restart(self)
+        self.greedy.clear()
 
     def settle(self, step: int, chosen: int, logprob: float) -> None:
         """The final logits of a target prefer ``chosen`` and give the target ``logprob``."""

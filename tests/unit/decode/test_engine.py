@@ -374,7 +374,7 @@ def test_a_small_kv_budget_takes_turns_and_loses_nothing() -> None:
     long = prompts(12, longest=150, seed=3)
     a, b = (e.generate(long, method=Harp(theta=4.0), max_new_tokens=5) for e in (plenty, tight))
     assert [c.token_ids for c in a] == [c.token_ids for c in b]
-    assert tight.runner.original.slots * tight.runner.original.length <= 300
+    assert tight.runner.backend.original.slots * tight.runner.backend.original.length <= 300
 
 
 def test_the_api_refuses_what_it_cannot_answer() -> None:
