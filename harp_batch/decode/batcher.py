@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from harp_batch.decode.sequence import Scoring, Sequence, Work
+from harp_batch.decode.sequence import SHORT_CHUNK, Scoring, Sequence, Work
 
 _LENGTH_BLOCK = 128  # pools are resized in multiples of this many positions
-_SHORT = 16  # a chunk of so few rows always goes along: nobody waits for his next token
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +99,8 @@ class Batcher:
         sequences = [w for s in sorted(self.live, key=lambda s: s.arrival) for w in s.work()]
         scorings = [w for s in self.scoring for w in s.work()]
         scorings.sort(key=lambda w: -len(w.chunk))
-        short = [w for w in sequences if len(w.chunk) <= _SHORT]
-        longer = [w for w in sequences if len(w.chunk) > _SHORT] + scorings
+        short = [w for w in sequences if len(w.chunk) <= SHORT_CHUNK]
+        longer = [w for w in sequences if len(w.chunk) > SHORT_CHUNK] + scorings
         return short + list(_within(longer, self.limits.step_rows))
 
     def retire(self) -> list[Move]:

@@ -29,9 +29,11 @@ def decide(work: Seq[Work], logits: Tensor) -> Tensor:
     finite if and only if the row is sound), the chosen token, and log p of a scored row's target.
     """
     rows = [(w, step) for w in work for step in w.steps]
+    if not rows:  # prompts that are still on their way
+        return logits.new_zeros(3, 0, dtype=torch.float64)
     sound = harp.entropy_bits(logits[: _originals(work)])
     if len(sound) < len(rows):
-        mixed = _combined(rows[len(sound) :], logits[len(sound) :])
+        mixed = _combined(rows, logits, len(sound))
         logits[len(sound) :] = mixed
         sound = torch.cat([sound, mixed.amax(dim=-1)])
     return torch.stack([sound.double(), _chosen(work, logits).double(), _target_logprobs(rows, logits)])
@@ -44,7 +46,11 @@ def apply(work: Seq[Work], logits: Tensor, table: list[list[float]]) -> None:
     rows = ((w, step) for w in work for step in w.steps)
     for (w, step), row, sound, chosen, logprob in zip(rows, logits, *table, strict=True):
         owner, token = w.owner, int(chosen)
-        if owner.require_finite(sound) if w.reframed else owner.observe(step, sound, token, row):
+        if w.reframed:  # what went along for a step that did not hesitate after all is not awaited
+            settled = owner.awaits(step) and owner.require_finite(sound)
+        else:
+            settled = owner.observe(step, sound, token, row)
+        if settled:
             owner.settle(step, token, logprob)
 
 
@@ -53,11 +59,21 @@ def _originals(work: Seq[Work]) -> int:
     return sum(len(w.steps) for w in work if not w.reframed)
 
 
-def _combined(rows: Seq[tuple[Work, int]], logits: Tensor) -> Tensor:
-    """Reframed logits [B, V] mixed with the original ones that were parked for them: [B, V]."""
-    original = torch.stack([w.owner.parked(step) for w, step in rows])
-    beta = torch.tensor([w.owner.reframing.beta for w, _ in rows], device=logits.device)
-    return harp.combine(original, logits, beta)
+def _combined(rows: Seq[tuple[Work, int]], logits: Tensor, originals: int) -> Tensor:
+    """Reframed logits, those behind the first ``originals``, mixed with their steps' original ones: [B, V].
+
+    The original ones were parked, or are in the same forward.
+    """
+    places = {(id(w.owner), step): i for i, (w, step) in enumerate(rows[:originals])}
+    reframed = rows[originals:]
+    original = torch.stack(
+        [
+            w.owner.parked(step) if w.owner.awaits(step) else logits[places[id(w.owner), step]]
+            for w, step in reframed
+        ]
+    )
+    beta = torch.tensor([w.owner.reframing.beta for w, _ in reframed], device=logits.device)
+    return harp.combine(original, logits[originals:], beta)
 
 
 def _chosen(work: Seq[Work], logits: Tensor) -> Tensor:

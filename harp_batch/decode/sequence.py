@@ -18,6 +18,8 @@ from harp_batch.decode.methods import Method, Reframing
 from harp_batch.records import Completion, FinishReason, Score, TokenTrace
 
 PREFILL_CHUNK = 512  # positions; counted from the request's own beginning, so that neighbours cannot shift it
+SHORT_CHUNK = 16  # rows; chunks of no more always go along, so that nobody waits for his next token
+_OFTEN = 3  # a sequence that has hesitated at every third token so far is expected to do so again
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Owner:
     method: Method
     arrival: int = 0
     steps: dict[int, Step] = field(default_factory=dict)
+    hesitations: int = 0
     forward_tokens: int = 0
     seconds: float = 0.0
     error: str | None = None
@@ -73,7 +76,12 @@ class Owner:
             return False
         hesitated = self.method.reframing is not None and entropy > self.method.reframing.theta
         self.steps[step] = Step(entropy, vanilla, hesitated, parked=logits if hesitated else None)
+        self.hesitations += hesitated
         return not hesitated
+
+    def awaits(self, step: int) -> bool:
+        """Whether the step is parked for its reframed logits."""
+        return step in self.steps and self.steps[step].parked is not None
 
     def require_finite(self, value: float) -> bool:
         """Fail where ``value``, which was computed from a row of logits, says that not all of them are finite."""
@@ -100,7 +108,7 @@ class Owner:
     def restart(self) -> None:
         """Forget all progress, for the keys and values are gone; the time that it took stays on the bill."""
         self.steps.clear()
-        self.forward_tokens = 0
+        self.hesitations = self.forward_tokens = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,14 +140,29 @@ class Sequence(Owner):
         return self.finish_reason is not None or self.error is not None
 
     def work(self) -> list[Work]:
-        """The next chunk: the parked step's reframed pass, or the next piece of the original stream."""
+        """The next chunk: the parked step's reframed pass, or the next piece of the original stream.
+
+        A sequence that hesitates often does not wait to be parked: its reframed stream goes along with the original.
+        """
         step = len(self.tokens) - self.prompt_tokens
         if step in self.steps:
             return [Work(self, self._reframed_chunk(step), (step,))]
         end = min(self.cached + PREFILL_CHUNK, len(self.tokens))
         outputs = (end - 1 - self.cached,) if end == len(self.tokens) else ()
         chunk = Chunk(self.tokens[self.cached : end], self.cached, outputs, self.slot)
-        return [Work(self, chunk, (step,) if outputs else ())]
+        work = [Work(self, chunk, (step,) if outputs else ())]
+        if self._expects_hesitation():
+            work.append(Work(self, self._reframed_chunk(step), (step,)))
+        return work
+
+    def _expects_hesitation(self) -> bool:
+        """Whether the reframed stream should go along; a matter of this sequence's own past alone."""
+        if self.method.reframing is None or self.method.reframing.mask == "step" or not self.steps:
+            return False
+        return (
+            _OFTEN * self.hesitations >= len(self.steps)
+            and len(self.tokens) - self.reframed_cached <= SHORT_CHUNK
+        )
 
     def _reframed_chunk(self, step: int) -> Chunk:
         mask = self.mask(step)

@@ -177,6 +177,15 @@ def test_a_long_prompt_is_prefilled_in_chunks(kind: str, monkeypatch: pytest.Mon
         )
 
 
+def test_a_step_may_bring_no_logits_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harp_batch.decode.sequence.PREFILL_CHUNK", 16)
+    completion = Engine(tiny_model("llama"), slots=1).generate([[5] * 40], method=Greedy(), max_new_tokens=2)[
+        0
+    ]
+    expected = oracle.decode(reference("llama"), [5] * 40, oracle.Setting(), steps=2)
+    assert completion.token_ids == tuple(t.token for t in expected)
+
+
 @pytest.mark.parametrize("kind", ["greedy", "step", "sequence"])
 @pytest.mark.parametrize("slots", [1, 3, 64])
 def test_slots_change_nothing(kind: str, slots: int) -> None:
