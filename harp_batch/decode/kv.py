@@ -1,6 +1,12 @@
-"""Where keys and values live: one pool for the original streams, one for the reframed ones."""
+"""Where keys and values live.
+
+`KVPool` holds one kind of stream; `PagedPool` holds both kinds, the way paged attention reads them. In both, the
+second dimension of a layer's tensors is what a slot consists of (heads, streams) and the third counts positions.
+"""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +64,64 @@ class KVPool:
 
 
 def _resized(old: Tensor, slots: int, length: int, live: int, kept: int) -> Tensor:
-    new = torch.zeros(slots, old.shape[1], length, old.shape[3], dtype=old.dtype, device=old.device)
+    new = torch.zeros(slots, old.shape[1], length, *old.shape[3:], dtype=old.dtype, device=old.device)
     new[:live, :, :kept] = old[:live, :, :kept]
     return new
+
+
+class PagedPool(KVPool):
+    """Keys and values of both streams of every slot, in pages for attention with a block table.
+
+    Per layer two tensors [capacity + 1, 2, room, Hkv, D]: of every slot the original stream, then the reframed one.
+    ``room`` is a whole number of pages. The last slot belongs to nobody; padding rows write to it.
+
+    Memory only grows, until it is released: graphs that were captured over it stay valid as long as ``storage`` is
+    the same number.
+    """
+
+    PAGE: ClassVar[int] = 256  # positions; flash attention 2 takes multiples of it
+
+    def __init__(self, slots: int, length: int) -> None:
+        super().__init__(slots, length)
+        self.capacity = slots
+        self.room = _whole_pages(length)
+        self.storage = 0  # counts how often the memory was replaced
+
+    @property
+    def pages(self) -> int:
+        """Pages of one stream."""
+        return self.room // self.PAGE
+
+    def paged(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's storage as pages [P, PAGE, Hkv, D], made to fit ``keys`` and ``values`` ([Hkv, N, D])."""
+        stored_k, stored_v = self.layer(index, keys, values)
+        return (
+            stored_k.view(-1, self.PAGE, *stored_k.shape[3:]),
+            stored_v.view(-1, self.PAGE, *stored_v.shape[3:]),
+        )
+
+    def _allocate(self, like: Tensor) -> Tensor:
+        return like.new_zeros(self.capacity + 1, 2, self.room, like.shape[0], like.shape[2])
+
+    def release(self) -> None:
+        """See `KVPool.release`."""
+        super().release()
+        self.capacity = self.room = 0
+        self.storage += 1
+
+    @torch.inference_mode()
+    def resize(self, slots: int, length: int, live: int) -> None:
+        """See `KVPool.resize`; memory that suffices stays as it is."""
+        if slots <= self.capacity and length <= self.room:
+            self.slots, self.length = slots, length
+            return
+        room = _whole_pages(length)
+        kept = min(room, self.room)
+        for index, pair in list(self._layers.items()):
+            self._layers[index] = tuple(_resized(t, slots + 1, room, live, kept) for t in pair)  # type: ignore[assignment]
+        self.slots, self.length, self.capacity, self.room = slots, length, slots, room
+        self.storage += 1
+
+
+def _whole_pages(length: int) -> int:
+    return -(-length // PagedPool.PAGE) * PagedPool.PAGE

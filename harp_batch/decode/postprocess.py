@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from harp_batch.decode import harp
+from harp_batch.decode.inputs import on_device, together
 from harp_batch.decode.sequence import Scoring, Work
 
 
@@ -72,7 +73,7 @@ def _combined(rows: Seq[tuple[Work, int]], logits: Tensor, originals: int) -> Te
             for w, step in reframed
         ]
     )
-    beta = torch.tensor([w.owner.reframing.beta for w, _ in reframed], device=logits.device)
+    beta = on_device([w.owner.reframing.beta for w, _ in reframed], torch.float32, logits.device)
     return harp.combine(original, logits[originals:], beta)
 
 
@@ -90,8 +91,7 @@ def _target_logprobs(rows: Seq[tuple[Work, int]], logits: Tensor) -> Tensor:
     logprobs = torch.zeros(len(rows), dtype=torch.float64, device=logits.device)
     if not targets:
         return logprobs
-    index = torch.tensor(list(targets), device=logits.device)
-    wanted = torch.tensor(list(targets.values()), device=logits.device)
+    index, wanted = together([list(targets), list(targets.values())], logits.device)
     scored = logits if len(targets) == len(rows) else logits[index]
     found = torch.log_softmax(scored, dim=-1).gather(1, wanted[:, None])[:, 0]
     return logprobs.index_copy(0, index, found.double())

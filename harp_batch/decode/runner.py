@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from harp_batch.decode import harp, linear
-from harp_batch.decode.attention import IMPLEMENTATION, Packing, Style
+from harp_batch.decode.attention import IMPLEMENTATION, Backend, Layer, Packing, Style, varlen
 from harp_batch.decode.attention.portable import Portable
+from harp_batch.decode.attention.varlen import Varlen
 from harp_batch.decode.chunk import Chunk
+from harp_batch.decode.graphs import CudaCapture, Steps, directly
+from harp_batch.decode.inputs import Inputs, inputs, on_device
 from harp_batch.errors import ModelError
 
 # Rows come in multiples of 8. A matrix product gives a row the same bits in any batch, unless a thread is left with
@@ -33,11 +36,17 @@ class ModelRunner:
         self.device = model.device
         self.embed = model.get_input_embeddings()
         self.vocabulary = int(self.embed.weight.shape[0])
-        self.backend = Portable(slots, length)
         self._implementation = model.config._attn_implementation
         model.eval()
         linear.pack(model)
-        self.kv_bytes_per_position = self._probe()
+        probed = self._probe()
+        self.kv_bytes_per_position = probed.bytes
+        self.backend: Backend = Portable(slots, length)
+        self.steps: Steps | None = None
+        if varlen.runs(self.device, probed.layers):
+            self.backend = paged = Varlen(slots, length)
+            capture = CudaCapture() if self.device.type == "cuda" else directly
+            self.steps = Steps(self._compute, paged.original, self.device, capture)
 
     def close(self) -> None:
         """Give the model its own attention and linear layers back."""
@@ -61,78 +70,67 @@ class ModelRunner:
 
     def release(self) -> None:
         """Give the pools' memory back; nothing may be live."""
+        if self.steps is not None:
+            self.steps.clear()
         for pool in self.backend.pools:
             pool.release()
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits of every wanted position, in the order of the chunks: float32 [R, V]."""
+        if self.steps is not None and self.steps.takes(chunks):
+            return self.steps.run(chunks)
         order = sorted(range(len(chunks)), key=lambda i: self.backend.order(chunks[i]))
         packed = [chunks[i] for i in order]
         starts = dict(zip(order, accumulate(map(len, packed), initial=0), strict=False))
-        rows = _whole_blocks(sum(map(len, chunks)))
-        tokens = self._padded([t for c in packed for t in c.token_ids], rows)
-        positions = self._padded([p for c in packed for p in c.positions()], rows)
         wanted = [starts[i] + offset for i, c in enumerate(chunks) for offset in c.outputs]
-        embeddings = self._embeddings(packed, tokens, positions)
-        return self._logits(embeddings, positions, wanted, self.backend.pack(packed, self.device))
-
-    def _logits(
-        self, embeddings: Tensor, positions: Tensor, wanted: Sequence[int], packing: Packing
-    ) -> Tensor:
         distinct = list(dict.fromkeys(wanted))
-        keep = self._padded(distinct, _whole_blocks(len(distinct)))
-        out = self.model(
-            inputs_embeds=embeddings[None],
-            position_ids=positions[None],
-            logits_to_keep=keep,
-            use_cache=False,
-            packing=packing,
-        )
-        logits: Tensor = out.logits[0, : len(distinct)].float()
+        outputs = distinct + [0] * (_whole_blocks(len(distinct)) - len(distinct))
+        rows = inputs(packed, outputs, _whole_blocks(sum(map(len, chunks))), self.device)
+        logits = self._compute(rows, self.backend.pack(packed, self.device))[: len(distinct)]
         if len(distinct) == len(wanted):
             return logits
         places = {row: place for place, row in enumerate(distinct)}
-        return logits[torch.tensor([places[row] for row in wanted], device=self.device)]
+        return logits[on_device([places[row] for row in wanted], torch.int64, self.device)]
 
-    def _padded(self, values: Sequence[int], size: int) -> Tensor:
-        padding = [0] * (size - len(values))
-        return torch.tensor([*values, *padding], dtype=torch.int64, device=self.device)
+    def _compute(self, inputs: Inputs, packing: Packing) -> Tensor:
+        """Logits of the rows ``inputs.outputs``: float32 [R, V]."""
+        out = self.model(
+            inputs_embeds=self._embeddings(inputs)[None],
+            position_ids=inputs.positions[None],
+            logits_to_keep=inputs.outputs,
+            use_cache=False,
+            packing=packing,
+        )
+        logits: Tensor = out.logits[0].float()
+        return logits
 
-    def _embeddings(self, chunks: Sequence[Chunk], tokens: Tensor, positions: Tensor) -> Tensor:
+    def _embeddings(self, inputs: Inputs) -> Tensor:
         """E(x), and E(x) ⊙ M for the rows of reframed chunks: [N, hidden]."""
-        embeddings: Tensor = self.embed(tokens)
-        starts = accumulate(map(len, chunks), initial=0)
-        reframed = [(c, s) for c, s in zip(chunks, starts, strict=False) if c.mask is not None]
-        if not reframed:
+        embeddings: Tensor = self.embed(inputs.tokens)
+        if not len(inputs.reframed):
             return embeddings
-        rows = torch.cat([torch.arange(s, s + len(c)) for c, s in reframed]).to(self.device)
-        keys = self._per_row([(len(c), c.mask.key) for c, _ in reframed if c.mask], torch.int64)
-        deltas = self._per_row([(len(c), c.mask.delta) for c, _ in reframed if c.mask], torch.float64)
-        keep = harp.keep_mask(keys, positions[rows], embeddings.shape[1], deltas)
-        return embeddings.index_copy(0, rows, harp.reframe(embeddings[rows], keep))
+        positions = inputs.positions[inputs.reframed]
+        keep = harp.keep_mask(inputs.keys, positions, embeddings.shape[1], inputs.deltas)
+        masked = harp.reframe(embeddings[inputs.reframed], keep)
+        return embeddings.index_copy(0, inputs.reframed, masked)
 
-    def _per_row(self, runs: Sequence[tuple[int, float]], dtype: torch.dtype) -> Tensor:
-        lengths = torch.tensor([n for n, _ in runs])
-        values = torch.tensor([value for _, value in runs], dtype=dtype)
-        return values.repeat_interleave(lengths).to(self.device)
-
-    def _probe(self) -> int:
-        """Run one small forward, to refuse now what would answer wrongly later; bytes of K and V a position."""
+    def _probe(self) -> _Counter:
+        """Run one small forward, to refuse now what would answer wrongly later; what its layers asked for."""
         name = type(self.model).__name__
         counter = _Counter()
         try:
             self.model.set_attn_implementation(IMPLEMENTATION)
-            positions = torch.arange(_ROW_BLOCK, device=self.device)
             with torch.inference_mode():
-                self._logits(self.embed(positions), positions, [0], counter)
+                chunk = Chunk(list(range(_ROW_BLOCK)), 0)
+                self._compute(inputs([chunk], [0], _ROW_BLOCK, self.device), counter)
         except ModelError:
             raise
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"{name} cannot run packed batches in harp-batch: {reason}") from error
         self._require_known_attention(counter)
-        return counter.bytes
+        return counter
 
     def _require_known_attention(self, counter: _Counter) -> None:
         """Patterns that transformers puts into a mask, which is never built here, would be ignored in silence."""
@@ -159,12 +157,14 @@ class _Counter:
     def __init__(self) -> None:
         self.calls = 0
         self.windows = 0
-        self.bytes = 0
+        self.bytes = 0  # of keys and values a position
+        self.layers: set[Layer] = set()
 
     def attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor, style: Style) -> Tensor:
         """See `attention.Packing`."""
         self.calls += 1
         self.windows += style.window is not None
+        self.layers.add(Layer(len(q), len(k), k.shape[2], v.shape[2], k.dtype, style))
         self.bytes += k.element_size() * (k.shape[0] * k.shape[2] + v.shape[0] * v.shape[2])
         return v.new_zeros(q.shape[1], q.shape[0], v.shape[2])
 

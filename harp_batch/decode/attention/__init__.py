@@ -9,12 +9,16 @@ makes none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from harp_batch.decode.chunk import Chunk
+from harp_batch.decode.kv import KVPool
 from harp_batch.errors import ModelError
 
 IMPLEMENTATION = "harp_packed"
@@ -29,11 +33,45 @@ class Style:
     softcap: float | None  # scores become cap * tanh(scores / cap)
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a model's layer asks of attention; layers of a model are of one kind or a few."""
+
+    heads: int
+    kv_heads: int
+    width: int  # of a query's and a key's head
+    value_width: int
+    dtype: torch.dtype
+    style: Style
+
+
 class Packing(Protocol):
     """What one forward's rows attend to."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, style: Style, /) -> Tensor:
         """q [H, N, D], k [Hkv, N, D], v [Hkv, N, Dv] -> [N, H, Dv]; stores the keys and values that are kept."""
+        ...
+
+
+class Backend(Protocol):
+    """Makes the packing of a forward; owns the keys and values."""
+
+    @property
+    def original(self) -> KVPool:
+        """The pool of the original streams; its slots and its length are the batch's."""
+        ...
+
+    @property
+    def pools(self) -> Sequence[KVPool]:
+        """All pools; a stream has the same slot in each."""
+        ...
+
+    def order(self, chunk: Chunk, /) -> tuple[int, bool, int]:
+        """Where a chunk goes among others: those that are attended together must be neighbours."""
+        ...
+
+    def pack(self, chunks: Sequence[Chunk], device: torch.device, /) -> Packing:
+        """The packing of chunks that are sorted by `order`."""
         ...
 
 
