@@ -8,6 +8,7 @@ differs is one buffer of integers, copied over before each replay.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -36,10 +37,10 @@ def directly(forward: Forward) -> Forward:
 
 
 class CudaCapture:
-    """Captures forwards as CUDA graphs that share their memory."""
+    """Captures forwards as CUDA graphs; those that live at the same time share their memory."""
 
     def __init__(self) -> None:
-        self._memory = torch.cuda.graph_pool_handle()
+        self._latest: weakref.ref[torch.cuda.CUDAGraph] | None = None
 
     def __call__(self, forward: Forward) -> Forward:
         """A function that replays the forward and returns its output, the same tensor every time.
@@ -49,8 +50,12 @@ class CudaCapture:
         """
         self._warm_up(forward)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        other = (
+            self._latest() if self._latest else None
+        )  # memory whose graphs are all gone cannot be taken up again
+        with torch.cuda.graph(graph, pool=other.pool() if other else None, capture_error_mode="thread_local"):
             output = forward()
+        self._latest = weakref.ref(graph)
 
         def replay() -> Tensor:
             graph.replay()

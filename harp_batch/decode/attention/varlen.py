@@ -229,7 +229,7 @@ def _flash(
 def runs(device: torch.device, layers: Collection[Layer]) -> bool:
     """Whether flash attention computes all these layers here; tried out, since torch's releases differ.
 
-    Torch 2.11 and 2.12 have the function, but their built-in kernels refuse ``num_splits``.
+    Before 2.13 the function lacks parameters, or torch's own kernels refuse ``num_splits``.
     """
     if device.type != "cuda" or not all(map(_takes, layers)):
         return False
