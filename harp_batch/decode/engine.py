@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from harp_batch.decode.batcher import Batcher, Limits
+from harp_batch.decode.intake import Intake, Origin, Pair, Unfit
 from harp_batch.decode.limits import context_length, is_out_of_memory, kv_positions
 from harp_batch.decode.methods import Method
 from harp_batch.decode.postprocess import apply, decide, original_first
@@ -54,7 +55,8 @@ class Engine:
     """Continuous batching over one model, for any mixture of methods and of generation and scoring.
 
     Args:
-        model: a transformers causal language model; its attention implementation is replaced.
+        model: a transformers causal language model; its attention implementation is replaced, and on the CPU its
+            linear layers are packed. ``close`` gives it back as it was.
         tokenizer: needed for requests with stop strings.
         slots: how many sequences are decoded together at most.
         max_length: positions of the longest sequence; default: the model's context.
@@ -70,7 +72,7 @@ class Engine:
             raise UserError(f"slots must be 1 or more, not {slots}")
         self.runner = ModelRunner(model, slots=0, length=0)
         limit = context_length(model.config)
-        self.context = min(max_length or limit, limit)
+        self._intake = Intake(min(max_length or limit, limit), self.runner.vocabulary)
         budget = kv_positions(self.runner.kv_bytes_per_position, self.runner.device)
         self.batcher = Batcher(Limits(slots, budget, _STEP_ROWS))
         self.steps = 0  # forwards so far: what a watchdog watches
@@ -80,6 +82,10 @@ class Engine:
         self._rejected: list[tuple[Hashable, Outcome]] = []
         self._flight: _Flight | None = None
         self._scorings: dict[Hashable, list[Scoring]] = {}  # one for each context of a request
+
+    def close(self) -> None:
+        """Give the model its own attention and linear layers back; the engine is of no more use."""
+        self.runner.close()
 
     @property
     def busy(self) -> bool:
@@ -101,14 +107,12 @@ class Engine:
         """
         if ticket in self._tickets:
             raise UserError(f"ticket {ticket!r} is still in the engine")
+        origin = Origin(ticket, request.key, method, seed)
         if request.kind is RequestKind.LOGLIKELIHOOD:
-            pairs = [(c.context_ids, c.continuation_ids) for c in request.choices]
-            self._add_scoring(ticket, request.key, pairs, method, seed)
+            self._add_scoring(origin, [(c.context_ids, c.continuation_ids) for c in request.choices])
             return
         stop = Stop(self._stop_ids, self._stop_strings(request.stop))
-        self._add_sequence(
-            ticket, request.key, request.prompt_ids, method, seed, request.max_new_tokens, stop
-        )
+        self._add_sequence(origin, request.prompt_ids, request.max_new_tokens, stop)
 
     def step(self) -> list[tuple[Hashable, Outcome]]:
         """Finish the forward that is under way, start the next, and return the requests that finished (if any).
@@ -144,7 +148,7 @@ class Engine:
         self._require_idle()
         stop = Stop(frozenset(stop_token_ids), None)
         for i, key in enumerate(_keys(request_keys, len(prompts))):
-            self._add_sequence(i, key, tuple(prompts[i]), method, seed, max_new_tokens, stop)
+            self._add_sequence(Origin(i, key, method, seed), tuple(prompts[i]), max_new_tokens, stop)
         outcomes = self._drain()
         return [outcomes[i] for i in range(len(prompts))]
 
@@ -164,7 +168,7 @@ class Engine:
         self._require_idle()
         for i, key in enumerate(_keys(request_keys, len(pairs))):
             context, continuation = pairs[i]
-            self._add_scoring(i, key, [(tuple(context), tuple(continuation))], method, seed)
+            self._add_scoring(Origin(i, key, method, seed), [(tuple(context), tuple(continuation))])
         outcomes = self._drain()
         return [outcomes[i][0] for i in range(len(pairs))]
 
@@ -190,82 +194,23 @@ class Engine:
 
     # -- admission ----------------------------------------------------------------------------------------
 
-    def _add_sequence(
-        self,
-        ticket: Hashable,
-        key: str,
-        prompt: tuple[int, ...],
-        method: Method,
-        seed: int,
-        max_new_tokens: int,
-        stop: Stop,
-    ) -> None:
-        self._tickets.add(ticket)
-        problem = self._unfit(prompt, positions=len(prompt) + 1)
-        if max_new_tokens < 1:
-            problem = f"max_new_tokens must be 1 or more, not {max_new_tokens}"
-        if problem:
-            self._rejected.append((ticket, RequestError(problem)))
-            return
-        room = min(max_new_tokens, self.context - len(prompt))
-        self.batcher.add(
-            Sequence(
-                ticket=ticket,
-                key=key,
-                seed=seed,
-                method=method,
-                tokens=list(prompt),
-                prompt_tokens=len(prompt),
-                max_new_tokens=room,
-                stop=stop,
-            )
-        )
+    def _add_sequence(self, origin: Origin, prompt: tuple[int, ...], max_new_tokens: int, stop: Stop) -> None:
+        self._tickets.add(origin.ticket)
+        try:
+            self.batcher.add(self._intake.sequence(origin, prompt, max_new_tokens, stop))
+        except Unfit as reason:
+            self._rejected.append((origin.ticket, RequestError(str(reason))))
 
-    def _add_scoring(
-        self,
-        ticket: Hashable,
-        key: str,
-        pairs: Seq[tuple[tuple[int, ...], tuple[int, ...]]],
-        method: Method,
-        seed: int,
-    ) -> None:
-        self._tickets.add(ticket)
-        if not pairs:
-            self._rejected.append((ticket, RequestError("the request has no continuation to score")))
+    def _add_scoring(self, origin: Origin, pairs: Seq[Pair]) -> None:
+        self._tickets.add(origin.ticket)
+        try:
+            scorings = self._intake.scorings(origin, pairs)
+        except Unfit as reason:
+            self._rejected.append((origin.ticket, RequestError(str(reason))))
             return
-        problems = [
-            self._unfit(context, positions=len(context))
-            or self._unfit(targets, len(context) + len(targets) - 1)
-            for context, targets in pairs
-        ]
-        if any(problems):
-            self._rejected.append((ticket, RequestError(next(p for p in problems if p))))
-            return
-        self._scorings[ticket] = [
-            Scoring(
-                ticket=ticket,
-                key=key,
-                seed=seed,
-                method=method,
-                context=context,
-                continuations=tuple(pairs[place][1] for place in places),
-                choices=tuple(places),
-            )
-            for context, places in _by_context(pairs).items()
-        ]
-        for scoring in self._scorings[ticket]:
+        self._scorings[origin.ticket] = scorings
+        for scoring in scorings:
             self.batcher.add(scoring)
-
-    def _unfit(self, tokens: tuple[int, ...], positions: int) -> str | None:
-        """Why the model cannot read ``tokens`` as part of a text of so many positions; None if it can."""
-        if not tokens:
-            return "the prompt or the continuation is empty"
-        if positions > self.context:
-            return f"the prompt needs {positions} positions and the model's context has {self.context}"
-        strange = next((t for t in tokens if not 0 <= t < self.runner.vocabulary), None)
-        if strange is not None:
-            return f"token {strange} is not one of the model's {self.runner.vocabulary}: is the tokenizer its own?"
-        return None
 
     def _stop_strings(self, strings: Seq[str]) -> StopStrings | None:
         if not strings:
@@ -366,14 +311,6 @@ class Engine:
 
 def _outcome(sequence: Sequence) -> Outcome:
     return RequestError(sequence.error) if sequence.error else sequence.completion()
-
-
-def _by_context(pairs: Seq[tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[tuple[int, ...], list[int]]:
-    """Places of the pairs, by context."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, (context, _) in enumerate(pairs):
-        places.setdefault(context, []).append(place)
-    return places
 
 
 def _keys(given: Seq[str] | None, count: int) -> Seq[str]:

@@ -437,5 +437,5 @@ def test_the_model_gets_its_own_attention_back() -> None:
     tokens = torch.tensor([[5, 6, 7]])
     before = model(tokens).logits
     engine = Engine(model)
-    engine.runner.close()
+    engine.close()
     assert torch.equal(model(tokens).logits, before)
