@@ -15,7 +15,7 @@ _LENGTH_BLOCK = 128  # pools are resized in multiples of this many positions
 class Limits:
     """What the batch may use."""
 
-    slots: int  # sequences decoded together
+    slots: int  # requests worked at together
     positions: int  # KV budget: slots x length never exceeds it (but for one request on its own)
     step_rows: int  # prompt and reframed rows in one forward
 
@@ -64,9 +64,9 @@ class Batcher:
             self.waiting.popleft()
 
     def _let_in(self, owner: Sequence | Scoring) -> bool:
+        if len(self.live) + len(self.scoring) >= self.limits.slots:
+            return False
         if isinstance(owner, Scoring):
-            if len(self.scoring) >= self.limits.slots:
-                return False
             self.scoring.append(owner)
             return True
         length = self._length_for(owner)
@@ -93,14 +93,16 @@ class Batcher:
     def work(self) -> list[Work]:
         """This step's chunks: all short ones, and longer ones as far as the row limit goes.
 
-        Sequences come before scorings and the oldest first; of the scorings the longest, behind which the shorter
-        ones fill up the forward.
+        The oldest goes first, so that nobody waits for ever; then sequences by age, then scorings, the longest first,
+        behind which the shorter ones fill up the forward.
         """
         sequences = [w for s in sorted(self.live, key=lambda s: s.arrival) for w in s.work()]
         scorings = [w for s in self.scoring for w in s.work()]
         scorings.sort(key=lambda w: -len(w.chunk))
         short = [w for w in sequences if len(w.chunk) <= SHORT_CHUNK]
         longer = [w for w in sequences if len(w.chunk) > SHORT_CHUNK] + scorings
+        oldest = min((w.owner.arrival for w in longer), default=0)
+        longer.sort(key=lambda w: w.owner.arrival != oldest)
         return short + list(_within(longer, self.limits.step_rows))
 
     def retire(self) -> list[Move]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from harp_batch.decode.batcher import Batcher, Limits
 from harp_batch.decode.intake import Intake, Origin, Pair, Unfit
 from harp_batch.decode.limits import context_length, is_out_of_memory, kv_positions
 from harp_batch.decode.methods import Method
+from harp_batch.decode.outcome import Outcome, RequestError, outcome
 from harp_batch.decode.postprocess import apply, decide, original_first
 from harp_batch.decode.runner import ModelRunner
 from harp_batch.decode.sequence import Scoring, Sequence, Work
@@ -23,16 +24,6 @@ from harp_batch.records import Completion, Request, RequestKind, Score
 
 _STEP_ROWS = 1024
 _FEWEST_ROWS = 64  # an out-of-memory error does not make forwards smaller than this
-
-
-@dataclass(frozen=True, slots=True)
-class RequestError:
-    """Why one request has no answer; the others go on."""
-
-    message: str
-
-
-Outcome = Completion | tuple[Score, ...] | RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +65,13 @@ class Engine:
         limit = context_length(model.config)
         self._intake = Intake(min(max_length or limit, limit), self.runner.vocabulary)
         budget = kv_positions(self.runner.kv_bytes_per_position, self.runner.device)
-        self.batcher = Batcher(Limits(slots, budget, _STEP_ROWS))
-        self.steps = 0  # forwards so far: what a watchdog watches
+        self._limits = Limits(slots, budget, _STEP_ROWS)
+        self.batcher = Batcher(self._limits)
+        self.steps = 0  # attempts at a forward so far: what a watchdog watches
         self._tokenizer = tokenizer
         self._stop_ids = stop_token_ids(model, tokenizer)
         self._tickets: set[Hashable] = set()
-        self._rejected: list[tuple[Hashable, Outcome]] = []
+        self._ready: list[tuple[Hashable, Outcome]] = []
         self._flight: _Flight | None = None
         self._scorings: dict[Hashable, list[Scoring]] = {}  # one for each context of a request
 
@@ -90,7 +82,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a call of `step` would do anything."""
-        return self.batcher.busy or bool(self._rejected)
+        return self.batcher.busy or bool(self._ready)
 
     @property
     def waiting(self) -> int:
@@ -117,13 +109,15 @@ class Engine:
     def step(self) -> list[tuple[Hashable, Outcome]]:
         """Finish the forward that is under way, start the next, and return the requests that finished (if any).
 
-        The next forward is under way when this returns: on a GPU it runs while the caller deals with the outcomes.
+        On a GPU the next forward is under way when this returns, and runs while the caller deals with the outcomes.
+        On the CPU, where it would make them wait, it is left to the next call.
         """
         self._collect()
-        outcomes = self._rejected + self._retire()
-        self._rejected = []
+        self._ready += self._retire()
+        if not self._ready or self.runner.device.type == "cuda":
+            self._launch()
+        outcomes, self._ready = self._ready, []
         self._tickets -= {ticket for ticket, _ in outcomes}
-        self._launch()
         return outcomes
 
     def generate(
@@ -146,10 +140,14 @@ class Engine:
                 requests of `submit` are still in the engine.
         """
         self._require_idle()
+        keys = _keys(request_keys, len(prompts))
         stop = Stop(frozenset(stop_token_ids), None)
-        for i, key in enumerate(_keys(request_keys, len(prompts))):
-            self._add_sequence(Origin(i, key, method, seed), tuple(prompts[i]), max_new_tokens, stop)
-        outcomes = self._drain()
+
+        def add() -> None:
+            for i, prompt in enumerate(prompts):
+                self._add_sequence(Origin(i, keys[i], method, seed), tuple(prompt), max_new_tokens, stop)
+
+        outcomes = self._drain(add)
         return [outcomes[i] for i in range(len(prompts))]
 
     def loglikelihood(
@@ -166,30 +164,37 @@ class Engine:
             UserError: as `generate`, for contexts and continuations.
         """
         self._require_idle()
-        for i, key in enumerate(_keys(request_keys, len(pairs))):
-            context, continuation = pairs[i]
-            self._add_scoring(Origin(i, key, method, seed), [(tuple(context), tuple(continuation))])
-        outcomes = self._drain()
+        keys = _keys(request_keys, len(pairs))
+
+        def add() -> None:
+            for i, (context, continuation) in enumerate(pairs):
+                self._add_scoring(Origin(i, keys[i], method, seed), [(tuple(context), tuple(continuation))])
+
+        outcomes = self._drain(add)
         return [outcomes[i][0] for i in range(len(pairs))]
 
     def _require_idle(self) -> None:
         if self.busy:
             raise UserError("the engine still has requests from submit(): step() until it is not busy")
 
-    def _drain(self) -> dict[Hashable, Any]:
+    def _drain(self, add: Callable[[], None]) -> dict[Hashable, Any]:
+        """Outcomes of everything that ``add`` queues; leaves nothing behind, whatever happens."""
         outcomes: dict[Hashable, Any] = {}
         try:
+            add()
             while self.busy:
                 outcomes.update(self.step())
         except BaseException:
-            self.batcher = Batcher(self.batcher.limits)  # leave nothing behind for the next call
+            self.batcher = Batcher(self.batcher.limits)
             self._flight = None
+            self._ready.clear()
             self._scorings.clear()
             self._tickets.clear()
+            self.runner.release()
             raise
-        for index, outcome in outcomes.items():
-            if isinstance(outcome, RequestError):
-                raise UserError(f"request {index}: {outcome.message}")
+        for index, found in outcomes.items():
+            if isinstance(found, RequestError):
+                raise UserError(f"request {index}: {found.message}")
         return outcomes
 
     # -- admission ----------------------------------------------------------------------------------------
@@ -199,14 +204,14 @@ class Engine:
         try:
             self.batcher.add(self._intake.sequence(origin, prompt, max_new_tokens, stop))
         except Unfit as reason:
-            self._rejected.append((origin.ticket, RequestError(str(reason))))
+            self._ready.append((origin.ticket, RequestError(str(reason))))
 
     def _add_scoring(self, origin: Origin, pairs: Seq[Pair]) -> None:
         self._tickets.add(origin.ticket)
         try:
             scorings = self._intake.scorings(origin, pairs)
         except Unfit as reason:
-            self._rejected.append((origin.ticket, RequestError(str(reason))))
+            self._ready.append((origin.ticket, RequestError(str(reason))))
             return
         self._scorings[origin.ticket] = scorings
         for scoring in scorings:
@@ -228,6 +233,7 @@ class Engine:
             work = self._schedule()
             if not work:
                 return
+            self.steps += 1
             logits = self.runner.forward([w.chunk for w in work])
             table = decide(work, logits)
         except (MemoryError, RuntimeError) as error:
@@ -257,8 +263,8 @@ class Engine:
     def _relieve(self, work: list[Work]) -> None:
         """Make do with less after an allocation failed; the step that failed has changed nothing.
 
-        First fewer rows go into a forward; then fewer positions are kept, and everyone starts again; what does not
-        fit even by itself is that request's error.
+        First fewer rows go into a forward; then fewer requests are worked at together, and those that were start
+        again; a request that fails by itself, with one slot and nothing else in memory, gets an error.
         """
         limits = self.batcher.limits
         rows = sum(len(w.chunk) for w in work)
@@ -268,20 +274,25 @@ class Engine:
             )
             return
         live = self.batcher.live
+        owners: list[Sequence | Scoring] = [*live, *self.batcher.scoring]
+        idle_pool = not live and self.runner.backend.original.slots > 0
+        slots = min(limits.slots, max(len(owners), self.batcher.slots if live else 1))
         self.batcher.evict()
         self.runner.release()
-        if len(live) > 1:
-            positions = min(limits.positions, sum(s.need for s in live)) // 2
-            self.batcher.limits = replace(limits, positions=positions)
-            return
-        culprit = max(work, key=lambda w: len(w.chunk)).owner if work else live[0]
-        self.batcher.drop(culprit.ticket)
-        self._scorings.pop(culprit.ticket, None)
-        self._rejected.append((culprit.ticket, RequestError("there is not enough memory for this request")))
+        if slots > 1 or idle_pool:
+            self.batcher.limits = replace(limits, slots=max(slots // 2, 1))
+        else:
+            self._give_up(owners[0])
+
+    def _give_up(self, owner: Sequence | Scoring) -> None:
+        """Drop a request that memory has no room for; the others get theirs back."""
+        self.batcher.drop(owner.ticket)
+        self._scorings.pop(owner.ticket, None)
+        self._ready.append((owner.ticket, RequestError("there is not enough memory for this request")))
+        self.batcher.limits = self._limits
 
     def _account(self, work: list[Work], seconds: float) -> None:
         """Share the step's time out by rows."""
-        self.steps += 1
         rows = sum(len(w.chunk) for w in work)
         for w in work:
             w.owner.seconds += seconds * len(w.chunk) / rows
@@ -289,7 +300,7 @@ class Engine:
     def _retire(self) -> list[tuple[Hashable, Outcome]]:
         outcomes: list[tuple[Hashable, Outcome]] = []
         for sequence in [s for s in self.batcher.live if s.done]:
-            outcomes.append((sequence.ticket, _outcome(sequence)))
+            outcomes.append((sequence.ticket, outcome(sequence)))
             if sequence.error and sequence.slot is not None:
                 self.runner.clear(sequence.slot)
         for ticket in {s.ticket: None for s in self.batcher.scoring if s.done}:
@@ -307,10 +318,6 @@ class Engine:
         for move in self.batcher.retire():
             self.runner.move(move.source, move.target, move.length)
         return outcomes
-
-
-def _outcome(sequence: Sequence) -> Outcome:
-    return RequestError(sequence.error) if sequence.error else sequence.completion()
 
 
 def _keys(given: Seq[str] | None, count: int) -> Seq[str]:

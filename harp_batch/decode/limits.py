@@ -41,11 +41,14 @@ def kv_positions(bytes_per_position: int, device: torch.device) -> int:
     return int(_free_bytes(device) * _SHARE) // (bytes_per_position * _POOLS)
 
 
+_ALLOCATION_FAILED = ("out of memory", "out_of_memory", "alloc_failed", "allocate memory")
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch tells it on the CPU by the message alone."""
+    """Whether an allocation failed; torch's CPU allocator, cuBLAS and oneDNN tell it by the message alone."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _ALLOCATION_FAILED)
 
 
 def _free_bytes(device: torch.device) -> int:

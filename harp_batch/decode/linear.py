@@ -2,8 +2,8 @@
 
 `torch.nn.functional.linear` hands a plain weight to the BLAS library, which arranges it anew for every product. At the
 few dozen rows of a decode step that costs about a third of the time (docs/performance.md). Here the weight is arranged
-once. oneDNN also gives a row the same bits in every batch of two rows or more, on any number of threads: what the
-engine's promise of identical answers rests on.
+once. oneDNN also gave a row the same bits in every batch of two rows or more that was tried, on one thread and on two:
+what the engine's promise of identical answers rests on (docs/design.md).
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ class PackedLinear(nn.Module):
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
 
+    @property
+    def weight(self) -> Tensor:
+        """The plain weight [out, in], for code that reads it; unpacked anew each time, unless it is kept."""
+        kept: Tensor = self._linear[0].weight
+        return kept if kept.numel() else self.packed.to_dense()
+
     def unpacked(self) -> nn.Linear:
         """The layer that this one stands in for, with its weight."""
         linear = self._linear[0]
@@ -47,8 +53,11 @@ def pack(model: Any) -> None:
     if not _packable(model):
         return
     shared = _shared_weights(model)
+    packed: dict[nn.Linear, PackedLinear] = {}  # one layer may stand in several places
     for parent, name, linear in _children(model, nn.Linear):
-        setattr(parent, name, PackedLinear(linear, shared=id(linear.weight) in shared))
+        if linear not in packed:
+            packed[linear] = PackedLinear(linear, shared=id(linear.weight) in shared)
+        setattr(parent, name, packed[linear])
     for (
         parameter
     ) in model.parameters():  # a mapped weight file stays mapped as long as one tensor points into it
@@ -75,7 +84,7 @@ def _children(model: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, 
     return [
         (parent, name, child)
         for parent in model.modules()
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()
         if type(child) is kind
     ]
 

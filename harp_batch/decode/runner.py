@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harp_batch.decode import harp, linear
-from harp_batch.decode.attention import IMPLEMENTATION, Backend, Layer, Packing, Style, varlen
+from harp_batch.decode import harp
+from harp_batch.decode.adopt import adopt, adopted, give_back
+from harp_batch.decode.attention import Backend, Layer, Packing, Style, varlen
 from harp_batch.decode.attention.portable import Portable
 from harp_batch.decode.attention.varlen import Varlen
 from harp_batch.decode.chunk import Chunk
 from harp_batch.decode.graphs import CudaCapture, Steps, directly
 from harp_batch.decode.inputs import Inputs, inputs, on_device
-from harp_batch.errors import ModelError
+from harp_batch.errors import ModelError, UserError
 
 # Rows come in multiples of 8. A matrix product gives a row the same bits in any batch, unless a thread is left with
 # fewer than 4 rows (batches of 5-7 and 9-11 on two threads), and an elementwise function computes the last
@@ -36,9 +37,6 @@ class ModelRunner:
         self.device = model.device
         self.embed = model.get_input_embeddings()
         self.vocabulary = int(self.embed.weight.shape[0])
-        self._implementation = model.config._attn_implementation
-        model.eval()
-        linear.pack(model)
         probed = self._probe()
         self.kv_bytes_per_position = probed.bytes
         self.backend: Backend = Portable(slots, length)
@@ -50,8 +48,7 @@ class ModelRunner:
 
     def close(self) -> None:
         """Give the model its own attention and linear layers back."""
-        linear.unpack(self.model)
-        self.model.set_attn_implementation(self._implementation)
+        give_back(self.model)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a stream's keys and values to another slot."""
@@ -78,6 +75,8 @@ class ModelRunner:
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits of every wanted position, in the order of the chunks: float32 [R, V]."""
+        if not adopted(self.model):  # its own attention would ignore the packing
+            raise UserError("the model was given back by close(): make a new Engine")
         if self.steps is not None and self.steps.takes(chunks):
             return self.steps.run(chunks)
         order = sorted(range(len(chunks)), key=lambda i: self.backend.order(chunks[i]))
@@ -116,20 +115,26 @@ class ModelRunner:
         return embeddings.index_copy(0, inputs.reframed, masked)
 
     def _probe(self) -> _Counter:
-        """Run one small forward, to refuse now what would answer wrongly later; what its layers asked for."""
+        """Adopt the model and run one small forward; what its layers asked for.
+
+        Refuses now what would answer wrongly later, and leaves a refused model as it was.
+        """
         name = type(self.model).__name__
         counter = _Counter()
+        fresh = False
         try:
-            self.model.set_attn_implementation(IMPLEMENTATION)
+            fresh = adopt(self.model)
             with torch.inference_mode():
                 chunk = Chunk(list(range(_ROW_BLOCK)), 0)
                 self._compute(inputs([chunk], [0], _ROW_BLOCK, self.device), counter)
-        except ModelError:
-            raise
-        except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+            self._require_known_attention(counter)
+        except (ModelError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+            if fresh:
+                self.close()
+            if isinstance(error, ModelError):
+                raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ModelError(f"{name} cannot run packed batches in harp-batch: {reason}") from error
-        self._require_known_attention(counter)
         return counter
 
     def _require_known_attention(self, counter: _Counter) -> None:

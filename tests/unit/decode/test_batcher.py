@@ -37,29 +37,44 @@ def batcher(rows: int, slots: int = 8) -> Batcher:
     return Batcher(Limits(slots=slots, positions=10_000, step_rows=rows))
 
 
-def test_scorings_are_packed_by_rows_longest_first() -> None:
+def test_scorings_are_packed_by_rows_longest_first_but_for_the_oldest() -> None:
     b = batcher(rows=100)
     for length in (20, 60, 30, 50, 10):
         b.add(scoring(length))
     b.admit()
-    assert [len(w.chunk) for w in b.work()] == [60, 30, 10]
+    assert [len(w.chunk) for w in b.work()] == [20, 60, 10]
 
 
-def test_the_longest_goes_even_where_it_exceeds_the_limit() -> None:
+def test_the_oldest_goes_even_where_it_exceeds_the_limit() -> None:
     b = batcher(rows=100)
-    for length in (20, 300):
-        b.add(scoring(length))
+    for owner in (scoring(300), sequence(40), scoring(20)):
+        b.add(owner)
     b.admit()
     assert [len(w.chunk) for w in b.work()] == [300]
 
 
+def test_sequences_and_scorings_share_the_slots() -> None:
+    b = batcher(rows=100, slots=2)
+    for owner in (scoring(9), sequence(8), scoring(7)):
+        b.add(owner)
+    b.admit()
+    assert (len(b.live), len(b.scoring), len(b.waiting)) == (1, 1, 1)
+
+
 def test_sequences_go_before_scorings_and_short_chunks_always() -> None:
     b = batcher(rows=100)
-    b.add(scoring(90))
-    for prompt in (70, 12, 40, 16):
-        b.add(sequence(prompt))
+    for owner in (
+        sequence(50),
+        scoring(45),
+        sequence(30),
+        sequence(12),
+        sequence(40),
+        sequence(16),
+        scoring(20),
+    ):
+        b.add(owner)
     b.admit()
-    assert [len(w.chunk) for w in b.work()] == [12, 16, 70]
+    assert [len(w.chunk) for w in b.work()] == [12, 16, 50, 30, 20]
 
 
 def test_eviction_keeps_the_order_of_arrival() -> None:

@@ -245,11 +245,35 @@ def test_a_finished_slot_is_refilled_at_once() -> None:
     engine = Engine(tiny_model("llama"), slots=2)
     for i, new in enumerate([1, 8, 8]):
         engine.submit(i, generate_request(i, [5, 6, 7 + i], new), Greedy(), 0)
-    engine.step()
-    assert engine.waiting == 1
+    while not engine.step():
+        assert engine.waiting == 1
     engine.step()
     assert engine.waiting == 0
     assert len(engine.batcher.live) == 2
+
+
+def test_what_has_finished_survives_a_forward_that_breaks() -> None:
+    engine = Engine(tiny_model("llama"), slots=1)
+    engine.submit("good", generate_request(0, [5, 6], 3), Greedy(), 0)
+    engine.submit("too long", generate_request(1, [5] * 300, 3), Greedy(), 0)
+    forward = engine.runner.forward
+    engine.runner.forward = lambda chunks: 1 / 0  # type: ignore[method-assign,assignment]
+    engine._ready.append(("earlier", RequestError("kept")))
+    engine.runner.device = torch.device(
+        "cuda"
+    )  # where the next forward is launched before outcomes are handed over
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    engine.runner.forward, engine.runner.device = forward, torch.device("cpu")  # type: ignore[method-assign]
+    assert set(run(engine)) == {"good", "too long", "earlier"}
+
+
+def test_prompts_that_are_no_token_ids_leave_nothing_behind() -> None:
+    engine = Engine(tiny_model("llama"))
+    with pytest.raises(TypeError):
+        engine.generate([[5], None], method=Greedy(), max_new_tokens=1)  # type: ignore[list-item]
+    assert not engine.busy
+    assert len(engine.generate([[5]], method=Greedy(), max_new_tokens=1)) == 1
 
 
 def test_busy_seconds_are_shared_out_completely(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,10 +456,32 @@ def test_an_attention_pattern_that_lives_in_a_mask_is_refused_by_name() -> None:
         require_supported(on_meta(config))
 
 
-def test_the_model_gets_its_own_attention_back() -> None:
-    model = tiny_model("llama")
+def test_the_model_is_given_back_as_it_was() -> None:
+    model = tiny_model("llama").train()
     tokens = torch.tensor([[5, 6, 7]])
-    before = model(tokens).logits
-    engine = Engine(model)
-    engine.close()
+    before, names = model(tokens).logits, set(model.state_dict())
+    first, second = Engine(model), Engine(model)
+    first.close()
+    second.close()
     assert torch.equal(model(tokens).logits, before)
+    assert set(model.state_dict()) == names
+    assert model.training
+
+
+def test_an_engine_whose_model_was_given_back_says_so() -> None:
+    model = tiny_model("llama")
+    closed, other = Engine(model), Engine(model)
+    closed.close()
+    for engine in (closed, other):
+        with pytest.raises(UserError, match="given back"):
+            engine.generate([[5, 6]], method=Greedy(), max_new_tokens=1)
+    assert len(Engine(model).generate([[5, 6]], method=Greedy(), max_new_tokens=1)) == 1
+
+
+def test_a_refused_model_is_left_as_it_was() -> None:
+    config = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4)
+    model = AutoModelForCausalLM.from_config(config)
+    names = set(model.state_dict())
+    with pytest.raises(ModelError):
+        Engine(model)
+    assert set(model.state_dict()) == names
