@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,12 +24,16 @@ from benchmarks.decoding.machine import facts
 from benchmarks.decoding.options import Options, parse
 from benchmarks.decoding.report import Part, as_json, as_markdown, as_text
 from benchmarks.decoding.subjects import subject
+from harp_batch.decode.process import prepare_process
 from harp_batch.errors import HarpBatchError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print the tables, write the files that were asked for."""
     options = parse(__doc__, arguments)
+    prepare_process(
+        os.cpu_count() or 1
+    )  # as an actor that has the machine to itself; all contenders share it
     try:
         machine = facts(options.device)
         parts: list[Part] = []

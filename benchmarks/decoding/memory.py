@@ -8,6 +8,7 @@ is that process; it writes its findings to stdout as JSON.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -87,8 +88,10 @@ def _fill(ref: str, dtype: str, slots: int, positions: int) -> dict[str, int]:
     from benchmarks.decoding.limits import kv_bytes_per_position
     from benchmarks.decoding.subjects import SEED, without_stops
     from harp_batch.decode import Engine, Harp
+    from harp_batch.decode.process import prepare_process
     from harp_batch.models import load_model, resolve
 
+    prepare_process(os.cpu_count() or 1)
     imported = peak_bytes()
     model: Any = without_stops(load_model(resolve(ref), dtype=dtype))
     facts = {

@@ -130,7 +130,8 @@ def _batches(text: str) -> tuple[int, ...]:
 
 def _caveat(given: argparse.Namespace, sizes: Sizes) -> str:
     """A sentence where this is not the work that the goals speak of."""
-    real = not given.random and sizes == WHOLE and given.model == MODEL and given.data_dir
+    cpu = given.device == "cpu" or not torch.cuda.is_available()
+    real = cpu and not given.random and sizes == WHOLE and given.model == MODEL and given.data_dir
     shape = given.random == "llama-8b" and sizes == RANDOM_SIZES["llama-8b"]
     if shape or (real and given.dtype in (None, "float32")):
         return ""

@@ -100,8 +100,10 @@ def _lm_eval(model: Any, tokenizer: Any, size: int) -> Any:
 
 
 def _rival(name: str, model: Any, questions: _Questions, options: Options) -> Contender:
+    encoded = [(i.args, *model._encode_pair(*i.args)) for i in questions.instances]  # we get token ids, too
+
     def run() -> Made:
-        model.loglikelihood(questions.instances, disable_tqdm=True)
+        model._loglikelihood_tokens(encoded, disable_tqdm=True)
         return Made(len(questions.requests))
 
     return Contender(name, run, options.sizes.rounds, questions.work, _UNIT)

@@ -36,9 +36,9 @@ from harp_batch.errors import HarpBatchError, UserError
 def export(run: str, canonical: bool, path: Path | None, db_url: str) -> None:
     """Write every answer of RUN, with its trace, as JSON Lines.
 
-    The canonical form is ordered and names no run, time or worker: the same job gives the same SHA-256, whatever
-    the number of actors, slots and interruptions. That is said on stderr as `sha256 HEX`, and with -o on stdout
-    as `HEX  FILE`, which `sha256sum -c` takes.
+    The canonical form is ordered and names no run, time or worker: on CPUs of one kind the same job gives the same
+    SHA-256, whatever the number of actors, slots and interruptions. It is said on stderr as `sha256 HEX`, and with
+    -o on stdout as `HEX  FILE`, which `sha256sum -c` takes.
 
     RUN is a run's id, a unique prefix of one, a run's name (the newest of that name) or `latest`. Of an
     unfinished run the answers that are there are written, with exit code 3.
@@ -96,10 +96,10 @@ def _copy(lines: Iterable[bytes], out: BinaryIO) -> tuple[str, int]:
 def _becoming(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` when the block ends well, and is removed when it does not."""
     target = Path(os.path.realpath(path))  # a link stays a link
-    if target.exists() and not target.is_file():
-        raise UserError(f"{path} is no regular file; name another, or leave -o out to write to stdout")
     part = target.with_name(f".harp-batch-{secrets.token_hex(4)}.part")
     try:
+        if target.exists() and not target.is_file():
+            raise UserError(f"{path} is no regular file; name another, or leave -o out to write to stdout")
         file = part.open("xb")
     except OSError as error:
         raise UserError(

@@ -171,8 +171,10 @@ def test_full_decode_steps_hold_one_row_of_every_sequence(tiny: Callable[[], Any
     window = limits.full_decode_steps(steps, 16)
     last_prompt = max(number for number, count in enumerate(rows, 1) if count > 8)
     assert {rows[number - 1] for number in window} == {8}
-    assert last_prompt < window.start <= last_prompt + 4  # an engine may hand outcomes over one step late
-    assert len(steps.finished) - len(rows) in (0, 1)
+    # Two steps are trimmed, and up to three more go where outcomes come late or take a step to themselves.
+    assert last_prompt < window.start <= last_prompt + 5
+    handed_over = sum(count > 0 for count in steps.finished)  # calls that may run no forward
+    assert 0 <= len(steps.finished) - len(rows) <= handed_over
 
 
 def test_kv_bytes_per_position_is_what_transformers_keeps(tiny: Callable[[], Any]) -> None:

@@ -225,7 +225,9 @@ class TestFile:
         assert file.read_text() == "old"
         assert sorted(p.name for p in tmp_path.iterdir()) == ["database", "old.jsonl"]
 
-    @pytest.mark.parametrize("name", ["database", "/dev/null", "no/such/folder/a.jsonl", "file/a.jsonl"])
+    @pytest.mark.parametrize(
+        "name", ["database", "/dev/null", "no/such/folder/a.jsonl", "file/a.jsonl", "x" * 300]
+    )
     def test_a_place_that_cannot_be_written_is_refused(
         self, url: str, complete: RunRecord, tmp_path: Path, name: str
     ) -> None:
