@@ -8,6 +8,7 @@ differs is one buffer of integers, copied over before each replay.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ _ROW_BLOCK = 8
 _STEP = 32  # row counts beyond the smallest two are multiples of this; at most so many rows are padding
 _ROWS_PER_SLOT = 4  # steps with more rows than this many a slot are not of fixed shape
 
+_log = logging.getLogger(__name__)
+
 Forward = Callable[[], Tensor]
 Compute = Callable[[Inputs, Packing], Tensor]
 
@@ -37,41 +40,64 @@ def directly(forward: Forward) -> Forward:
 
 
 class CudaCapture:
-    """Captures forwards as CUDA graphs; those that live at the same time share their memory."""
+    """Captures forwards on one device as CUDA graphs; those that live at the same time share their memory.
 
-    def __init__(self) -> None:
+    Warm-ups and captures take the same stream, since cuBLAS keeps a workspace for each stream that it has met.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._latest: weakref.ref[torch.cuda.CUDAGraph] | None = None
 
     def __call__(self, forward: Forward) -> Forward:
         """A function that replays the forward and returns its output, the same tensor every time.
 
         Raises:
-            RuntimeError: the forward asks the device for values, or does something else that a graph cannot hold.
+            RuntimeError: the forward asks the device for values, or does something else that a graph cannot hold;
+                or memory ran out.
         """
-        self._warm_up(forward)
-        graph = torch.cuda.CUDAGraph()
-        other = (
-            self._latest() if self._latest else None
-        )  # memory whose graphs are all gone cannot be taken up again
-        with torch.cuda.graph(graph, pool=other.pool() if other else None, capture_error_mode="thread_local"):
-            output = forward()
-        self._latest = weakref.ref(graph)
+        with torch.cuda.device(self._device), self._own_stream():
+            forward()  # libraries set themselves up
+            with _no_waiting():
+                forward()
+            graph, output = self._captured(forward)
 
         def replay() -> Tensor:
-            graph.replay()
+            with torch.cuda.device(self._device):
+                graph.replay()
             return output
 
         return replay
 
-    def _warm_up(self, forward: Forward) -> None:
-        """Run twice on another stream: libraries set themselves up, then nothing may wait for the device."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            forward()
-            with _no_waiting():
-                forward()
-        torch.cuda.current_stream().wait_stream(stream)
+    def _captured(self, forward: Forward) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        other = (
+            self._latest() if self._latest else None
+        )  # memory whose graphs are all gone cannot be taken again
+        with torch.cuda.graph(
+            graph,
+            pool=other.pool() if other else None,
+            stream=self._stream,
+            capture_error_mode="thread_local",
+        ):
+            output = forward()
+        self._latest = weakref.ref(graph)
+        return graph, output
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """What runs here comes after the current stream's work and before what follows, even if it fails half-way.
+
+        It may have begun to fill new pools with zeros; and a capture that fails leaves its stream the current one.
+        """
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            current.wait_stream(self._stream)
 
 
 @contextmanager
@@ -100,6 +126,9 @@ class Steps:
         self._capture = capture
         self._storage = pool.storage
         self._ready: dict[tuple[int, bool], tuple[_Shape, Forward]] = {}
+        self._logits: Tensor | None = (
+            None  # float32 [outputs of the largest shape, V]: of all that is captured
+        )
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
         """Whether the chunks are a step of the kind that is run here."""
@@ -125,16 +154,41 @@ class Steps:
     def clear(self) -> None:
         """Forget everything captured: the pool's memory is not what it was."""
         self._ready.clear()
+        self._logits = None
         self._storage = self._pool.storage
 
     def _captured(self, forward: Forward) -> Forward:
+        """What to run from now on in the place of ``forward``, which itself has to do where it cannot be captured."""
         try:
-            return self._capture(forward)
+            return self._capture(lambda: self._shared(forward()))
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            self._capture = directly
-            return forward
+            reason = str(error).partition("\n")[0]
+            if _for_want_of_memory(error):
+                _log.info("no memory to capture a decode step, which is launched instead: %s", reason)
+            else:
+                _log.warning("launching decode steps one kernel at a time, more slowly: %s", reason)
+                self._capture = directly
+        return forward
+
+    def _shared(self, logits: Tensor) -> Tensor:
+        """The logits, copied to where those of every captured step go: each would keep its own otherwise."""
+        if self._logits is None:
+            self._logits = logits.new_empty(_most_outputs(self._pool), logits.shape[1])
+        return self._logits[: len(logits)].copy_(logits)
+
+
+def _for_want_of_memory(error: BaseException | None) -> bool:
+    """Whether an allocation failed; ending the capture in which it did may fail for another reason on top."""
+    while isinstance(error, Exception):
+        if is_out_of_memory(error):
+            return True
+        error = error.__context__
+    return False
+
+
+def _most_outputs(pool: PagedPool) -> int:
+    """One for each stream, in whole blocks."""
+    return _whole(2 * pool.capacity, _ROW_BLOCK)
 
 
 def bucket(rows: int) -> int:
@@ -151,14 +205,15 @@ def _whole(count: int, block: int) -> int:
 class _Shape:
     """The inputs of a step with a given number of rows, at fixed places of one buffer on the device.
 
-    What fills the step up is a chunk of a stream in the pool's last slot, which is nobody's; and streams without rows.
+    What fills the step up is a chunk of a stream behind the pool's last slot, which is nobody's; and streams without
+    rows.
     """
 
     def __init__(self, rows: int, masked: bool, pool: PagedPool, device: torch.device) -> None:
         self._rows = rows
         self._pool = pool
         self._streams = 2 * pool.capacity + 1
-        self._outputs = _whole(min(rows, 2 * pool.capacity), _ROW_BLOCK)
+        self._outputs = min(rows, _most_outputs(pool))
         self._masked = rows if masked else 0
         packing = [rows, self._streams + 1, self._streams, self._streams]
         self._sizes = [rows, rows, self._outputs, *[self._masked] * 3, *packing]

@@ -1,11 +1,13 @@
 """Where keys and values live.
 
-`KVPool` holds one kind of stream; `PagedPool` holds both kinds, the way paged attention reads them. In both, the
-second dimension of a layer's tensors is what a slot consists of (heads, streams) and the third counts positions.
+`KVPool` holds one kind of stream; `PagedPool` holds both kinds, the way paged attention reads them. In both, a layer's
+tensors can be seen by slots: the second dimension is what a slot consists of (heads, streams), the third counts
+positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -38,16 +40,19 @@ class KVPool:
     @torch.inference_mode()
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first ``length`` positions of slot ``source`` over slot ``target``."""
-        for keys, values in self._layers.values():
-            keys[target, :, :length] = keys[source, :, :length]
-            values[target, :, :length] = values[source, :, :length]
+        for slots in self._by_slot():
+            slots[target, :, :length] = slots[source, :, :length]
 
     @torch.inference_mode()
     def clear(self, slot: int) -> None:
         """Fill a slot with zeros."""
-        for keys, values in self._layers.values():
-            keys[slot].zero_()
-            values[slot].zero_()
+        for slots in self._by_slot():
+            slots[slot].zero_()
+
+    def _by_slot(self) -> Iterator[Tensor]:
+        """All that is stored; the first dimension counts slots and the third positions."""
+        for pair in self._layers.values():
+            yield from pair
 
     def release(self) -> None:
         """Give the memory back; nothing may be live."""
@@ -72,8 +77,8 @@ def _resized(old: Tensor, slots: int, length: int, live: int, kept: int) -> Tens
 class PagedPool(KVPool):
     """Keys and values of both streams of every slot, in pages for attention with a block table.
 
-    Per layer two tensors [capacity + 1, 2, room, Hkv, D]: of every slot the original stream, then the reframed one.
-    ``room`` is a whole number of pages. The last slot belongs to nobody; padding rows write to it.
+    Per layer two tensors [P, PAGE, Hkv, D]: of every slot the pages of the original stream, then as many of the
+    reframed one. One page more, the last, belongs to nobody; padding rows write to it.
 
     Memory only grows, until it is released: graphs that were captured over it stay valid as long as ``storage`` is
     the same number.
@@ -92,16 +97,20 @@ class PagedPool(KVPool):
         """Pages of one stream."""
         return self.room // self.PAGE
 
-    def paged(self, index: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's storage as pages [P, PAGE, Hkv, D], made to fit ``keys`` and ``values`` ([Hkv, N, D])."""
-        stored_k, stored_v = self.layer(index, keys, values)
-        return (
-            stored_k.view(-1, self.PAGE, *stored_k.shape[3:]),
-            stored_v.view(-1, self.PAGE, *stored_v.shape[3:]),
-        )
+    @property
+    def last_page(self) -> int:
+        """The index of the page that belongs to nobody."""
+        return 2 * self.capacity * self.pages
 
     def _allocate(self, like: Tensor) -> Tensor:
-        return like.new_zeros(self.capacity + 1, 2, self.room, like.shape[0], like.shape[2])
+        return like.new_zeros(self.last_page + 1, self.PAGE, like.shape[0], like.shape[2])
+
+    def _by_slot(self) -> Iterator[Tensor]:
+        return (self._slots(tensor) for tensor in super()._by_slot())
+
+    def _slots(self, pages: Tensor) -> Tensor:
+        """A layer's keys or values without nobody's page: [capacity, 2, room, Hkv, D]."""
+        return pages[:-1].view(self.capacity, 2, self.room, *pages.shape[2:])
 
     def release(self) -> None:
         """See `KVPool.release`."""
@@ -115,12 +124,18 @@ class PagedPool(KVPool):
         if slots <= self.capacity and length <= self.room:
             self.slots, self.length = slots, length
             return
-        room = _whole_pages(length)
-        kept = min(room, self.room)
+        new = PagedPool(slots, length)
+        kept = min(new.room, self.room)
         for index, pair in list(self._layers.items()):
-            self._layers[index] = tuple(_resized(t, slots + 1, room, live, kept) for t in pair)  # type: ignore[assignment]
-        self.slots, self.length, self.capacity, self.room = slots, length, slots, room
+            self._layers[index] = tuple(self._copied(t, new, live, kept) for t in pair)  # type: ignore[assignment]
+        self.slots, self.length, self.capacity, self.room = slots, length, new.capacity, new.room
         self.storage += 1
+
+    def _copied(self, old: Tensor, pool: PagedPool, live: int, kept: int) -> Tensor:
+        """A layer's keys or values, laid out as in ``pool``."""
+        new = old.new_zeros(pool.last_page + 1, *old.shape[1:])
+        pool._slots(new)[:live, :, :kept] = self._slots(old)[:live, :, :kept]
+        return new
 
 
 def _whole_pages(length: int) -> int:

@@ -155,6 +155,42 @@ def test_replayed_steps_equal_those_that_are_launched(name: str, kind: str) -> N
     assert [(c.token_ids, c.trace) for c in one] == [(c.token_ids, c.trace) for c in other]
 
 
+def test_a_capture_that_fails_leaves_the_stream_as_it_was() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    capture, values = CudaCapture(device), torch.arange(8.0, device=device)
+    runs = []
+
+    def third_reads_a_value() -> torch.Tensor:  # the warm-up is two runs
+        runs.append(values * 2)
+        if len(runs) == 3:
+            runs[-1].sum().item()
+        return runs[-1]
+
+    before = torch.cuda.current_stream()
+    for forward in (third_reads_a_value, lambda: values[values.sum().int() :]):
+        with pytest.raises(RuntimeError):
+            capture(forward)
+        assert torch.cuda.current_stream() == before
+        assert not torch.cuda.is_current_stream_capturing()
+        assert torch.cuda.get_sync_debug_mode() == 0
+    replay = capture(lambda: values + 1)
+    values.fill_(4.0)
+    assert replay().tolist() == [5.0] * 8
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.parametrize("kind", ["greedy", "sequence"])
+def test_a_model_on_another_device_than_the_current_one_is_captured(kind: str) -> None:
+    method, _ = method_and_setting("llama", kind, torch.bfloat16)
+    engines = [Engine(model_on(f"cuda:{i}", "llama", torch.bfloat16), slots=8) for i in range(2)]
+    one, other = (e.generate(prompts(20), method=method, max_new_tokens=NEW_TOKENS) for e in engines)
+    steps = engines[1].runner.steps
+    assert steps is not None
+    assert isinstance(steps._capture, CudaCapture), "the model could not be captured"
+    assert steps._ready
+    assert [(c.token_ids, c.trace) for c in one] == [(c.token_ids, c.trace) for c in other]
+
+
 def test_attention_of_a_row_has_the_same_bits_among_any_neighbours() -> None:
     """Bit for bit. Whole answers are not promised to: cuBLAS chooses a product's kernel by its number of rows."""
     device, style = torch.device("cuda"), Style(0.125, None, None)

@@ -3,8 +3,8 @@
 A layer's attention is one call for all streams that are in the pool (decode rows, reframed rows that catch up, prompt
 chunks alike) and one for all chunks that keep nothing. What the calls need is brought to the device once a forward.
 
-``num_splits=1``: a row's keys are summed up in one go, in an order that does not depend on its neighbours. (Other
-values are also wrong: with a block table torch 2.13 loses rows, pytorch/pytorch#194167.)
+``num_splits=1``: a row's keys are summed up in one go, so that no neighbour changes the order; docs/design.md says
+where that ends. (Other values are also wrong: with a block table torch 2.13 loses rows, pytorch/pytorch#194167.)
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Kept:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, style: Style) -> Tensor:
         """Stores the rows' k and v [Hkv, n, D]; q [H, n, D] -> [n, H, D]."""
-        keys, values = self.pool.paged(layer, k, v)
+        keys, values = self.pool.layer(layer, k, v)
         keys.flatten(0, 1).index_copy_(0, self.write, k.transpose(0, 1))
         values.flatten(0, 1).index_copy_(0, self.write, v.transpose(0, 1))
         return _flash(q, keys, values, self.spans, style, self.used, self.table)
@@ -138,13 +138,14 @@ def kept_rows(
 ) -> Kept:
     """The first rows of a forward: int64 tensors [rows], [B + 1], [B] and [B], as `kept_lists` lists them."""
     pages = torch.arange(pool.pages, device=streams.device)
+    table = streams[:, None] * pool.pages + pages
     return Kept(
         pool=pool,
         rows=rows,
         write=write,
         spans=Spans(cu_q.int(), nn.functional.pad(used.cumsum(0), (1, 0)).int(), max_q, pool.room),
         used=used.int(),
-        table=(streams[:, None] * pool.pages + pages).int(),
+        table=table.clamp(max=pool.last_page).int(),  # nobody's stream has a single page
     )
 
 
