@@ -20,6 +20,7 @@ from harp_batch.decode.kv import KVPool
 
 _WIDTHS = (1, 4, 16)  # rows of a stream that are attended together; longer chunks go alone
 _KEY_BLOCK = 64  # keys are read in multiples of this, so that padding always ends on a vector boundary
+_VALUE_BLOCK = 128  # keys whose values are summed up in one product
 _QUERY_BLOCK = 256  # rows of a long chunk that are attended at a time, counted from the chunk's own beginning
 _DENSE = 2  # read a pool's slots as they lie, the idle ones too, where at least one in so many takes part
 
@@ -261,7 +262,21 @@ def _softmax_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, style: Style
     if style.softcap is not None:
         scores = torch.tanh(scores.float() / style.softcap) * style.softcap
     weights = torch.softmax(scores.view(*shape, -1).float().add_(bias), dim=-1).to(v.dtype)
-    return torch.matmul(weights.flatten(2, 3), v).view(*shape, -1)
+    return _weighted_sum(weights.flatten(2, 3), v).view(*shape, -1)
+
+
+def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
+    """weights·v: [B, Hkv, M, L], [B, Hkv, L, Dv] -> [B, Hkv, M, Dv], in the same order however many zeros end L.
+
+    A BLAS library sums over a long L in parts whose size depends on L (MKL: halves between 192 and 384); parts of a
+    fixed size, counted from the first key, leave it no choice.
+    """
+    parts = zip(weights.split(_VALUE_BLOCK, dim=3), v.split(_VALUE_BLOCK, dim=2), strict=True)
+    first, *rest = (torch.matmul(w, values) for w, values in parts)
+    total = first.float()
+    for part in rest:
+        total += part
+    return total.to(v.dtype)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
