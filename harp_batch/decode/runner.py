@@ -43,7 +43,7 @@ class ModelRunner:
         self.steps: Steps | None = None
         if varlen.runs(self.device, probed.layers):
             self.backend = paged = Varlen(slots, length)
-            capture = CudaCapture() if self.device.type == "cuda" else directly
+            capture = CudaCapture(self.device) if self.device.type == "cuda" else directly
             self.steps = Steps(self._compute, paged.original, self.device, capture)
 
     def close(self) -> None:
