@@ -271,7 +271,7 @@ def _weighted_sum(weights: Tensor, v: Tensor) -> Tensor:
     A BLAS library sums over a long L in parts whose size depends on L (MKL: halves between 192 and 384); parts of a
     fixed size, counted from the first key, leave it no choice.
     """
-    parts = zip(weights.split(_VALUE_BLOCK, dim=3), v.split(_VALUE_BLOCK, dim=2), strict=True)
+    parts = zip(torch.split(weights, _VALUE_BLOCK, dim=3), torch.split(v, _VALUE_BLOCK, dim=2), strict=True)
     first, *rest = (torch.matmul(w, values) for w, values in parts)
     total = first.float()
     for part in rest:
