@@ -13,6 +13,7 @@ from benchmarks.decoding.report import Part, Ratio, best, quotient, value_of
 from benchmarks.decoding.subjects import SEED, Prompts, Subject
 from benchmarks.decoding.turns import Contender, Figure, Made, take_turns
 from harp_batch.decode import Engine, Greedy, Harp, Method
+from harp_batch.records import Completion
 
 PLAIN_HARP = "plain uncached loop, HARP step"
 GENERATE = "transformers generate"
@@ -111,15 +112,19 @@ def _engine_contenders(engine: Engine, prompts: Prompts, sizes: Sizes, theta: fl
 
 
 def _engine(engine: Engine, prompts: Prompts, sizes: Sizes, method: Method) -> Made:
-    completions = engine.generate(
+    completions = _completions(engine, prompts, sizes, method)
+    hesitations = sum(sum(c.trace.hesitated) for c in completions)
+    return Made(sum(len(c.token_ids) for c in completions), hesitations if isinstance(method, Harp) else None)
+
+
+def _completions(engine: Engine, prompts: Prompts, sizes: Sizes, method: Method) -> list[Completion]:
+    return engine.generate(
         prompts,
         method=method,
         max_new_tokens=sizes.new_tokens,
         seed=SEED,
         request_keys=[_key(i) for i in range(len(prompts))],
     )
-    hesitations = sum(sum(c.trace.hesitated) for c in completions)
-    return Made(sum(len(c.token_ids) for c in completions), hesitations if isinstance(method, Harp) else None)
 
 
 def _key(place: int) -> str:
@@ -131,13 +136,7 @@ def _theta(engine: Engine, prompts: Prompts, sizes: Sizes) -> float:
     method: Method = Greedy()
     theta = 0.0
     for _ in range(_SETTLING):
-        completions = engine.generate(
-            prompts,
-            method=method,
-            max_new_tokens=sizes.new_tokens,
-            seed=SEED,
-            request_keys=[_key(i) for i in range(len(prompts))],
-        )
+        completions = _completions(engine, prompts, sizes, method)
         entropies = torch.tensor([h for c in completions for h in c.trace.entropy])
         theta = float(entropies.quantile(1 - _RATE))
         method = Harp(theta=theta, mask="sequence")

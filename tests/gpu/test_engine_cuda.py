@@ -21,23 +21,17 @@ from harp_batch.decode.chunk import Chunk
 from harp_batch.decode.graphs import CudaCapture, directly
 from harp_batch.records import Completion
 from tests.support import oracle
+from tests.support.tiny import SMALL, VOCAB
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
-VOCAB = 97
 NEW_TOKENS = 16
-_SMALL: dict[str, Any] = {
-    "vocab_size": VOCAB,
+# Heads as wide as flash attention takes them, and a context of several pages.
+_SMALL = SMALL | {
     "hidden_size": 256,
     "intermediate_size": 384,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
     "head_dim": 64,
     "max_position_embeddings": 2048,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
 }
 CONFIGS: dict[str, Any] = {
     "llama": LlamaConfig(**_SMALL),

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 VOCAB = 97
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -41,18 +41,18 @@ _GPT2: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_NEOX = {k: v for k, v in _SMALL.items() if k != "num_key_value_heads"}
+_NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
 
 CONFIGS: dict[str, Any] = {
-    "llama": LlamaConfig(**_SMALL),
-    "mistral-window": MistralConfig(**_SMALL, sliding_window=9),
-    "phi3": Phi3Config(**_SMALL),
-    "qwen2": Qwen2Config(**_SMALL),
-    "qwen3": Qwen3Config(**_SMALL, head_dim=8),
+    "llama": LlamaConfig(**SMALL),
+    "mistral-window": MistralConfig(**SMALL, sliding_window=9),
+    "phi3": Phi3Config(**SMALL),
+    "qwen2": Qwen2Config(**SMALL),
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
     "gpt2": GPT2Config(**_GPT2),
     "gpt-neox": GPTNeoXConfig(**_NEOX),
-    "gemma2": Gemma2Config(**_SMALL, head_dim=8, sliding_window=7, query_pre_attn_scalar=8),
-    "gemma3": Gemma3TextConfig(**_SMALL, head_dim=8, sliding_window=7, query_pre_attn_scalar=8),
+    "gemma2": Gemma2Config(**SMALL, head_dim=8, sliding_window=7, query_pre_attn_scalar=8),
+    "gemma3": Gemma3TextConfig(**SMALL, head_dim=8, sliding_window=7, query_pre_attn_scalar=8),
 }
 
 

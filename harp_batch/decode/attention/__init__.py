@@ -75,6 +75,14 @@ class Backend(Protocol):
         ...
 
 
+def joined(parts: Sequence[Tensor], rows: int) -> Tensor:
+    """The attended rows of all groups, each [n, H, Dv], and zeros for the padding: [rows, H, Dv]."""
+    padding = rows - sum(map(len, parts))
+    if padding:
+        parts = [*parts, parts[0].new_zeros(padding, *parts[0].shape[1:])]
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from harp_batch.decode.attention import Style
+from harp_batch.decode.attention import Style, joined
 from harp_batch.decode.chunk import Chunk
 from harp_batch.decode.kv import KVPool
 
@@ -47,10 +47,7 @@ class PortablePacking:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, style: Style) -> Tensor:
         """See `attention.Packing`."""
         done = [g.attend(layer, q[:, g.rows], k[:, g.rows], v[:, g.rows], style) for g in self.groups]
-        padding = q.shape[1] - self.groups[-1].rows.stop
-        if padding:
-            done.append(q.new_zeros(padding, q.shape[0], v.shape[2]))
-        return torch.cat(done) if len(done) > 1 else done[0]
+        return joined(done, q.shape[1])
 
 
 class Portable:

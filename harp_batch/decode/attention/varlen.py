@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import varlen
 
-from harp_batch.decode.attention import Layer, Style
+from harp_batch.decode.attention import Layer, Style, joined
 from harp_batch.decode.attention.portable import Portable
 from harp_batch.decode.chunk import Chunk, Mask
 from harp_batch.decode.inputs import together
@@ -92,10 +92,7 @@ class VarlenPacking:
         if self.loose:
             rows = self.loose.rows
             done.append(self.loose.attend(q[:, rows], k[:, rows], v[:, rows], style))
-        padding = q.shape[1] - sum(map(len, done))
-        if padding:
-            done.append(q.new_zeros(padding, q.shape[0], v.shape[2]))
-        return torch.cat(done) if len(done) > 1 else done[0]
+        return joined(done, q.shape[1])
 
 
 class Varlen:
