@@ -3,7 +3,7 @@
 `torch.nn.functional.linear` hands a plain weight to the BLAS library, which arranges it anew for every product. At the
 few dozen rows of a decode step that costs about a third of the time (docs/performance.md). Here the weight is arranged
 once. oneDNN also gave a row the same bits in every batch of two rows or more that was tried, on one thread and on two:
-what the engine's promise of identical answers rests on (docs/design.md).
+what the engine's promise of identical answers rests on (docs/design.md). `row_block` says how rows must come.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 _ROWS = 64  # the batch size that the packing is made for; others run nearly as fast
+_VECTOR = (
+    32  # float32 elements that an elementwise function takes at once; it computes a remainder in another way
+)
 
 
 class PackedLinear(nn.Module):
@@ -69,6 +72,24 @@ def unpack(model: Any) -> None:
     """Give the model its own linear layers back."""
     for parent, name, packed in _children(model, PackedLinear):
         setattr(parent, name, packed.unpacked())
+
+
+def row_block(model: Any) -> int:
+    """Forwards whose row counts are multiples of this give a row the same bits in any of them.
+
+    Four where all layers are packed and no row leaves a vector remainder: oneDNN's bits would allow two, but its
+    products of two rows take longer than those of four. Otherwise eight: a plain float32 product on two threads gives
+    other bits where a thread is left with fewer than 4 rows (batches of 5-7 and 9-11), and a remainder must lie within
+    the rows of padding.
+    """
+    widths = [m.out_features for m in model.modules() if type(m) is PackedLinear]
+    plain = any(
+        parameter is not None and parameter.dim() > 1
+        for module in model.modules()
+        if not isinstance(module, PackedLinear | nn.Embedding)
+        for parameter in module._parameters.values()
+    )
+    return 8 if plain or any(width % _VECTOR for width in widths) else 4
 
 
 def _packable(model: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harp_batch.decode import harp
+from harp_batch.decode import harp, linear
 from harp_batch.decode.adopt import adopt, adopted, give_back
 from harp_batch.decode.attention import Backend, Layer, Packing, Style, varlen
 from harp_batch.decode.attention.portable import Portable
@@ -19,10 +19,7 @@ from harp_batch.decode.graphs import CudaCapture, Steps, directly
 from harp_batch.decode.inputs import Inputs, inputs, on_device
 from harp_batch.errors import ModelError, UserError
 
-# Rows come in multiples of 8. A matrix product gives a row the same bits in any batch, unless a thread is left with
-# fewer than 4 rows (batches of 5-7 and 9-11 on two threads), and an elementwise function computes the last
-# few elements of a tensor in another way, which must then be padding.
-_ROW_BLOCK = 8
+_PROBE_ROWS = 8
 
 
 class ModelRunner:
@@ -38,6 +35,7 @@ class ModelRunner:
         self.embed = model.get_input_embeddings()
         self.vocabulary = int(self.embed.weight.shape[0])
         probed = self._probe()
+        self._row_block = linear.row_block(model)
         self.kv_bytes_per_position = probed.bytes
         self.backend: Backend = Portable(slots, length)
         self.steps: Steps | None = None
@@ -84,8 +82,8 @@ class ModelRunner:
         starts = dict(zip(order, accumulate(map(len, packed), initial=0), strict=False))
         wanted = [starts[i] + offset for i, c in enumerate(chunks) for offset in c.outputs]
         distinct = list(dict.fromkeys(wanted))
-        outputs = distinct + [0] * (_whole_blocks(len(distinct)) - len(distinct))
-        rows = inputs(packed, outputs, _whole_blocks(sum(map(len, chunks))), self.device)
+        outputs = distinct + [0] * (self._whole_blocks(len(distinct)) - len(distinct))
+        rows = inputs(packed, outputs, self._whole_blocks(sum(map(len, chunks))), self.device)
         logits = self._compute(rows, self.backend.pack(packed, self.device))[: len(distinct)]
         if len(distinct) == len(wanted):
             return logits
@@ -103,6 +101,9 @@ class ModelRunner:
         )
         logits: Tensor = out.logits[0].float()
         return logits
+
+    def _whole_blocks(self, rows: int) -> int:
+        return max(-(-rows // self._row_block), 1) * self._row_block
 
     def _embeddings(self, inputs: Inputs) -> Tensor:
         """E(x), and E(x) ⊙ M for the rows of reframed chunks: [N, hidden]."""
@@ -125,8 +126,8 @@ class ModelRunner:
         try:
             fresh = adopt(self.model)
             with torch.inference_mode():
-                chunk = Chunk(list(range(_ROW_BLOCK)), 0)
-                self._compute(inputs([chunk], [0], _ROW_BLOCK, self.device), counter)
+                chunk = Chunk(list(range(_PROBE_ROWS)), 0)
+                self._compute(inputs([chunk], [0], _PROBE_ROWS, self.device), counter)
             self._require_known_attention(counter)
         except (ModelError, TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             if fresh:
@@ -172,7 +173,3 @@ class _Counter:
         self.layers.add(Layer(len(q), len(k), k.shape[2], v.shape[2], k.dtype, style))
         self.bytes += k.element_size() * (k.shape[0] * k.shape[2] + v.shape[0] * v.shape[2])
         return v.new_zeros(q.shape[1], q.shape[0], v.shape[2])
-
-
-def _whole_blocks(rows: int) -> int:
-    return max(-(-rows // _ROW_BLOCK), 1) * _ROW_BLOCK

@@ -111,3 +111,13 @@ def test_what_is_not_a_plain_float_layer_on_the_cpu_is_left_alone() -> None:
     linear.pack(half)
     assert type(half.lm_head) is nn.Linear
     assert type(packed(torch.float32).special) is nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
+def test_rows_come_in_fours_where_every_layer_is_packed_and_no_vector_remainder_is_left() -> None:
+    """Widths of 80 and 97 leave a remainder; a layer that cannot be packed needs eight rows, whatever its width."""
+    assert linear.row_block(packed(torch.float32)) == 8
+    plain = nn.Sequential(nn.Embedding(5, 64), nn.Linear(64, 96), nn.LayerNorm(96))
+    assert linear.row_block(plain) == 8
+    plain.dtype, plain.device = torch.float32, torch.device("cpu")
+    linear.pack(plain)
+    assert linear.row_block(plain) == 4
