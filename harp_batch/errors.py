@@ -8,14 +8,19 @@
     │   ├── DatabaseError              a database URL, its schema version or a connection at start
     │   ├── QueryError                 SQL that is refused or was stopped
     │   ├── RunNotFound                no run has that id, prefix or name
+    │   ├── RunBusy                    another process drives the run (says which)
     │   └── ClusterError               resources that the Ray cluster does not have
     ├── RunFailed                      a run ended without all of its answers
-    └── StoreUnavailable               the database went away during a run; worth another try
+    ├── LeaseLost                      another driver took the run over; this one must stop
+    ├── StoreUnavailable               the database went away during a run; worth another try
+    └── StoreFull                      the database's disk is full; another try fails, too
 
 A message is one sentence that names what is wrong and how to mend it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class HarpBatchError(Exception):
@@ -57,6 +62,14 @@ class RunNotFound(UserError):
     """There is no such run."""
 
 
+class RunBusy(UserError):
+    """Another process drives the run."""
+
+    def __init__(self, message: str | None = None, attempt: Any = None) -> None:
+        super().__init__(message)
+        self.attempt = attempt  # the store's record of who drives it; no type, for nothing is imported here
+
+
 class ClusterError(UserError):
     """The Ray cluster does not have what the job asks for."""
 
@@ -65,5 +78,13 @@ class RunFailed(HarpBatchError):
     """The run ended without all of its answers."""
 
 
+class LeaseLost(HarpBatchError):
+    """Another driver has taken the run over."""
+
+
 class StoreUnavailable(HarpBatchError):
     """The database does not answer."""
+
+
+class StoreFull(HarpBatchError):
+    """The database's disk is full."""

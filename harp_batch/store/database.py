@@ -18,6 +18,13 @@ Mode = Literal["ro", "rw", "rwc"]  # SQLite's words: read only, read and write, 
 
 BUSY_SECONDS = 30  # how long a locked SQLite file is waited for
 CONNECT_SECONDS = 10
+# How a server that is gone without a word is noticed: 15 seconds after the last one, asked every 3 after 5 of silence.
+_TCP = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
 _EXPECTED = "expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
 _POSTGRESQL = {"postgresql", "postgres", "postgresql+psycopg"}
 
@@ -96,9 +103,15 @@ def _sqlite_engine(url: sa.URL, mode: Mode) -> sa.Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        writing = connection.get_execution_options().get("writing")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
 
     return engine
+
+
+def writer(engine: sa.Engine) -> sa.Engine:
+    """The engine as it is for transactions that write: SQLite's lock is taken before anything is read."""
+    return engine.execution_options(writing=True)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
@@ -117,7 +130,8 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 def _postgresql_engine(url: sa.URL, mode: Mode) -> sa.Engine:
     return sa.create_engine(
         url,
-        connect_args={"connect_timeout": connect_timeout(url)},
+        connect_args={"connect_timeout": connect_timeout(url)}
+        | {name: value for name, value in _TCP.items() if name not in url.query},
         json_serializer=dumps,
         pool_pre_ping=True,  # a server that was restarted costs one commit, not the run
         execution_options={"postgresql_readonly": mode == "ro"},

@@ -12,7 +12,6 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.exc import DBAPIError
 
 from harp_batch.errors import DatabaseError
 from harp_batch.store.database import (
@@ -24,6 +23,7 @@ from harp_batch.store.database import (
     show,
     sqlite_path,
 )
+from harp_batch.store.failures import DRIVER_ERRORS, unusable
 
 VERSION_TABLE = "harp_batch_version"  # not Alembic's default: a database may be shared with other programs
 _LOCK = 0x68617270  # an advisory lock of PostgreSQL: two first submits must not both create the tables
@@ -110,16 +110,10 @@ def _connection(url: sa.URL, mode: Mode) -> Iterator[sa.Connection]:
     try:
         with engine.begin() as connection:
             yield connection
-    except DBAPIError as error:
+    except DRIVER_ERRORS as error:
         raise unusable(url, error) from error
     finally:
         engine.dispose()
-
-
-def unusable(url: sa.URL, error: DBAPIError) -> DatabaseError:
-    """The driver's error as one sentence."""
-    reason = " ".join(str(error.orig).split()) or type(error.orig).__name__
-    return DatabaseError(f"the database {show(url)} cannot be used: {reason}")
 
 
 def _lock(connection: sa.Connection) -> None:

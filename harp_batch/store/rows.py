@@ -18,7 +18,7 @@ from harp_batch.records import (
     TokenTrace,
 )
 from harp_batch.store.run_records import ModelRecord, RunRecord, TaskRecord
-from harp_batch.store.types import dumps, float32
+from harp_batch.store.types import float32, require_json
 
 Row = dict[str, Any]
 
@@ -31,8 +31,8 @@ def answer_row(answer: Answer) -> Row:
     choices = [[logprob, is_greedy] for logprob, is_greedy in answer.choices]
     _require_finite(f"{name}: entropy", entropy)
     _require_finite(f"{name}: seconds", [answer.seconds])
-    _require_json(f"{name}: choices", choices)
-    _require_json(f"{name}: scores", answer.scores)
+    require_json(f"{name}: choices", choices)
+    require_json(f"{name}: scores", answer.scores)
     _require_one_length(name, trace)
     return {
         "evaluation_id": answer.evaluation_id,
@@ -61,13 +61,6 @@ def answer_row(answer: Answer) -> Row:
 def _require_finite(name: str, values: Iterable[float]) -> None:
     if not all(map(math.isfinite, values)):
         raise ValueError(f"{name} is not a finite number")
-
-
-def _require_json(name: str, value: Any) -> None:
-    try:
-        dumps(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} is not JSON: {error}") from None
 
 
 def _require_one_length(name: str, trace: TokenTrace) -> None:
@@ -170,7 +163,7 @@ def task_of(row: sa.RowMapping, requests: tuple[Request, ...]) -> TaskRecord:
 
 def request_row(request_set_id: int, position: int, request: Request) -> Row:
     """The request's row; raises ValueError naming it where its document is not JSON."""
-    _require_json(f"the document of request {request.key}", request.doc)
+    require_json(f"the document of request {request.key}", request.doc)
     return {
         "request_set_id": request_set_id,
         "position": position,

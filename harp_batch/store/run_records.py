@@ -75,3 +75,19 @@ class RunSummary:
     answered: int  # answers that are committed, errors included
     errors: int
     error: str | None  # why the run failed
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One driver's session with a run; the newest one that has not ended is the only one that may write."""
+
+    run_id: str
+    epoch: int  # 1 for the run's first attempt, one more for each that follows
+    host: str
+    pid: int
+    started_at: datetime  # UTC, as are the other two; by the database's clock
+    heartbeat_at: datetime  # when the driver was last heard from
+    ended_at: datetime | None  # for one that was lost: when it was last heard from
+    outcome: RunStatus | None  # None while it lasts
+    seconds: float  # wall seconds that it has been decoding
+    state: dict[str, Any]  # what the driver last said of itself, as JSON values

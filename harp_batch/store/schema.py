@@ -60,6 +60,24 @@ class Run(Base):
     versions: Mapped[dict[str, Any]]
 
 
+class AttemptRow(Base):
+    """One driver's session with a run. A takeover ends the older one in the same transaction."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (sa.CheckConstraint(f"outcome IN ({_STATUSES})", name="outcome"),)
+    run_id: Mapped[str] = mapped_column(sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    cancel_requested: Mapped[bool]  # PostgreSQL only: SQLite has `cancel`
+    seconds: Mapped[float]
+    state: Mapped[dict[str, Any]]
+
+
 class Model(Base):
     """One model of a run, as it was resolved."""
 

@@ -6,29 +6,22 @@ The driver is the only writer; everybody else opens the store read-only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 
-from harp_batch.errors import RunNotFound, StoreUnavailable
+from harp_batch.errors import RunNotFound
 from harp_batch.records import Answer, Evaluation, MetricValue, RunStatus
-from harp_batch.store import migrate, rows
-from harp_batch.store.database import is_sqlite, make_engine, parse_url, show
-from harp_batch.store.run_records import ModelRecord, RunRecord, RunSummary, TaskRecord
-from harp_batch.store.schema import (
-    AnswerRow,
-    EvaluationRow,
-    MetricRow,
-    Model,
-    RequestRow,
-    RequestSet,
-    Run,
-)
+from harp_batch.store import attempts, migrate, parts, rows, summaries
+from harp_batch.store.cancel import CancelFiles
+from harp_batch.store.database import is_sqlite, make_engine, parse_url, show, sqlite_path, writer
+from harp_batch.store.failures import DRIVER_ERRORS, understood
+from harp_batch.store.run_records import Attempt, ModelRecord, RunRecord, RunSummary
+from harp_batch.store.schema import AnswerRow, EvaluationRow, MetricRow, RequestSet, Run
 from harp_batch.store.views import RESULTS
 
 _TRACE = {"token_ids", "entropy", "hesitated", "vanilla_token_ids", "flipped"}
@@ -51,12 +44,15 @@ def open_store(url: str, *, create: bool = True, read_only: bool = False) -> Sto
 class Store:
     """Runs, answers and metrics in one database.
 
-    Methods raise StoreUnavailable when it goes away, and DatabaseError where its role lacks a right.
+    Methods raise StoreUnavailable when it goes away, StoreFull when its disk is full, and DatabaseError where its
+    role lacks a right. A commit that raised StoreUnavailable may have landed all the same: do it again.
     """
 
     def __init__(self, url: sa.URL, *, read_only: bool = False) -> None:
         self._shown = show(url)
         self._engine = make_engine(url, "ro" if read_only else "rw")
+        self._writer = writer(self._engine)
+        self._cancel_files = CancelFiles(sqlite_path(url)) if is_sqlite(url) else None
         insert = sqlite.insert if is_sqlite(url) else postgresql.insert
         self._insert_answers = insert(AnswerRow).on_conflict_do_nothing(
             index_elements=["evaluation_id", "doc_id", "repeat"]
@@ -81,44 +77,31 @@ class Store:
 
         Raises ValueError for an id that exists already and for parts that do not fit together.
         """
-        with self._transaction() as connection:
-            connection.execute(sa.insert(Run), rows.run_row(run))
-            models = [rows.model_row(run.id, place, model) for place, model in enumerate(run.models)]
-            _insert(connection, Model, models)
-            set_ids = {
-                (task.model, task.task): _insert_task(connection, run.id, place, task)
-                for place, task in enumerate(run.tasks)
-            }
-            _insert(connection, EvaluationRow, _evaluation_rows(run, set_ids))
+        with self._writing() as connection:
+            parts.insert_run(connection, run)
 
     def set_status(self, run_id: str, status: RunStatus, error: str | None = None) -> None:
         """Set the run's status; any but ``running`` is stamped with the time."""
         finished_at = None if status is RunStatus.RUNNING else datetime.now(UTC)
         change = {"status": status.value, "error": error, "finished_at": finished_at}
-        with self._transaction() as connection:
+        with self._writing() as connection:
             connection.execute(sa.update(Run).where(Run.id == run_id).values(change))
 
     def runs(self, limit: int = 50) -> list[RunSummary]:
         """The newest runs, newest first."""
-        with self._transaction() as connection:
-            return [_summary(row) for row in connection.execute(_SUMMARIES.limit(limit)).mappings()]
+        with self._reading() as connection:
+            return summaries.newest(connection, limit)
 
     def find_run(self, ref: str) -> RunSummary:
         """The run with that id, else "latest", else the newest of that name, else the one id that begins so.
 
         Raises RunNotFound, which says what there is, for none and for several.
         """
-        begins = sa.func.substr(Run.id, 1, len(ref)) == ref
-        choices = [Run.id == ref, *([sa.true()] if ref == "latest" else []), Run.name == ref]
-        with self._transaction() as connection:
-            for choice in choices:
-                row = connection.execute(_SUMMARIES.where(choice).limit(1)).mappings().first()
-                if row is not None:
-                    return _summary(row)
-            found = connection.execute(_SUMMARIES.where(begins).limit(5)).mappings().all() if ref else []
+        with self._reading() as connection:
+            found = summaries.find(connection, ref)
         if len(found) == 1:
-            return _summary(found[0])
-        raise RunNotFound(self._not_found(ref, [row["id"] for row in found]))
+            return found[0]
+        raise RunNotFound(self._not_found(ref, [run.id for run in found]))
 
     def _not_found(self, ref: str, begin_so: list[str]) -> str:
         if begin_so:
@@ -129,7 +112,7 @@ class Store:
 
     def load_run(self, run_id: str) -> RunRecord:
         """Everything needed to resume the run; raises RunNotFound."""
-        with self._transaction() as connection:
+        with self._reading() as connection:
             run = connection.execute(sa.select(Run.__table__).where(Run.id == run_id)).mappings().first()
             if run is None:
                 raise RunNotFound(f"no run has the id {run_id!r} in {self._shown}")
@@ -141,24 +124,76 @@ class Store:
                 job_yaml=run["job_yaml"],
                 seed=run["seed"],
                 versions=run["versions"],
-                models=_load_models(connection, run_id),
-                tasks=_load_tasks(connection, run_id),
-                evaluations=_load_evaluations(connection, run_id),
+                models=parts.load_models(connection, run_id),
+                tasks=parts.load_tasks(connection, run_id),
+                evaluations=parts.load_evaluations(connection, run_id),
                 error=run["error"],
             )
 
+    # Attempts
+
+    def acquire(
+        self, run_id: str, host: str, pid: int, *, stale_after: float, taking_over: int | None = None
+    ) -> Attempt:
+        """Become the run's driver, which sets the run to ``running``; of several at once one does.
+
+        Raises RunBusy while another attempt lasts, unless it was not heard from for ``stale_after`` seconds or its
+        epoch is ``taking_over``: one whose process the caller knows to be gone. Raises RunNotFound, and UserError
+        for a run that was cancelled.
+        """
+        with self._writing() as connection:
+            attempt, took_over = attempts.acquire(connection, run_id, host, pid, stale_after, taking_over)
+            if self._cancel_files and not took_over:
+                self._cancel_files.forget(run_id)  # it came after the last driver's end
+        return attempt
+
+    def heartbeat(self, attempt: Attempt, state: dict[str, Any], seconds: float) -> bool:
+        """Say that the attempt lasts, with its state and its seconds of decoding; returns whether to cancel the run.
+
+        Raises LeaseLost where the attempt lasts no longer.
+        """
+        with self._writing() as connection:
+            asked = attempts.beat(connection, attempt, state, seconds)
+        return asked or (self._cancel_files is not None and self._cancel_files.asked(attempt.run_id))
+
+    def end_attempt(self, attempt: Attempt, status: RunStatus, error: str | None = None) -> None:
+        """End the attempt, and with it the run, which gets the status; raises LeaseLost like `heartbeat`."""
+        with self._writing() as connection:
+            attempts.end(connection, attempt, status, error)
+        if self._cancel_files:
+            self._cancel_files.forget(attempt.run_id)
+
+    def attempts(self, run_id: str) -> list[Attempt]:
+        """Who drove the run, oldest first."""
+        with self._reading() as connection:
+            return attempts.attempts_of(connection, run_id)
+
+    def request_cancel(self, run_id: str) -> None:
+        """Ask the run's driver, if it has one, to cancel it; the answer of its next `heartbeat` says so.
+
+        For PostgreSQL the store must not be read-only. Raises DatabaseError where the request cannot be left.
+        """
+        if self._cancel_files is None:
+            with self._writing() as connection:
+                attempts.ask_to_cancel(connection, run_id)
+        elif any(attempt.ended_at is None for attempt in self.attempts(run_id)):
+            self._cancel_files.ask(run_id)
+
     # Answers
 
-    def commit(self, answers: Sequence[Answer]) -> int:
+    def commit(self, answers: Sequence[Answer], attempt: Attempt | None = None) -> int:
         """Commit the answers with their traces in one transaction; returns how many were not there before.
 
-        An answer that is there already stays as it is. Raises ValueError, and commits nothing, where an
-        answer holds NaN or infinity or belongs to no evaluation.
+        An answer that is there already stays as it is. Raises ValueError where an answer holds NaN or infinity or
+        belongs to no evaluation, and LeaseLost where ``attempt`` is given and lasts no longer; nothing of the
+        answers is committed then.
         """
         values = [rows.answer_row(answer) for answer in answers]
         if not values:
             return 0
-        with self._transaction() as connection:
+        with self._writing() as connection:
+            if attempt is not None:
+                attempts.require_lasting(connection, attempt)
             result = connection.execute(
                 self._insert_answers, values, execution_options={"preserve_rowcount": True}
             )
@@ -167,7 +202,7 @@ class Store:
     def answered(self, evaluation_id: str) -> set[tuple[int, int]]:
         """(document, repeat) of every committed answer."""
         query = sa.select(AnswerRow.doc_id, AnswerRow.repeat).where(AnswerRow.evaluation_id == evaluation_id)
-        with self._transaction() as connection:
+        with self._reading() as connection:
             return {(doc_id, repeat) for doc_id, repeat in connection.execute(query)}
 
     def answers(self, evaluation_id: str, *, traces: bool = False) -> Iterator[Answer]:
@@ -178,7 +213,7 @@ class Store:
             .where(AnswerRow.evaluation_id == evaluation_id)
             .order_by(AnswerRow.doc_id, AnswerRow.repeat)
         )
-        with self._transaction() as connection:
+        with self._reading() as connection:
             result = connection.execution_options(yield_per=_CHUNK).execute(query)
             yield from map(rows.answer_of, result.mappings())
 
@@ -188,9 +223,9 @@ class Store:
         They come in the order of model, task, method, document and repeat. Names are compared by code point and
         here: databases sort text by their own locales.
         """
-        with self._transaction() as connection:
-            models = {model.ref: model for model in _load_models(connection, run_id)}
-            evaluations = _load_evaluations(connection, run_id)
+        with self._reading() as connection:
+            models = {model.ref: model for model in parts.load_models(connection, run_id)}
+            evaluations = parts.load_evaluations(connection, run_id)
         for evaluation in sorted(evaluations, key=lambda e: (e.model, e.task, e.method)):
             for answer in self.answers(evaluation.id, traces=True):
                 yield models[evaluation.model], evaluation, answer
@@ -202,16 +237,16 @@ class Store:
         columns = MetricRow.__table__.c.keys()
         values = [{name: getattr(metric, name) for name in columns} for metric in metrics]
         own = sa.select(EvaluationRow.id).join(RequestSet).where(RequestSet.run_id == run_id)
-        with self._transaction() as connection:
+        with self._writing() as connection:
             connection.execute(sa.delete(MetricRow).where(MetricRow.evaluation_id.in_(own)))
-            _insert(connection, MetricRow, values)
+            parts.insert_all(connection, MetricRow, values)
 
     def results(self, run_id: str) -> list[dict[str, Any]]:
         """The run's rows of the view ``results``, in the order of the job file."""
         query = sa.select(_RESULTS).where(_RESULTS.c.run_id == run_id)
-        with self._transaction() as connection:
+        with self._reading() as connection:
             found = [dict(row) for row in connection.execute(query).mappings()]
-            evaluations = _load_evaluations(connection, run_id)
+            evaluations = parts.load_evaluations(connection, run_id)
         order = {(e.model, e.task, e.method): place for place, e in enumerate(evaluations)}
         return sorted(
             found,
@@ -219,108 +254,15 @@ class Store:
         )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
         try:
-            with self._engine.begin() as connection:
+            with engine.begin() as connection:
                 yield connection
-        except (IntegrityError, DataError) as error:
-            raise ValueError(f"what was to be stored does not fit the database: {error.orig}") from error
-        except ProgrammingError as error:  # it does answer: a right or a table is missing
-            raise migrate.unusable(self._engine.url, error) from error
-        except DBAPIError as error:
-            raise StoreUnavailable(f"the database {self._shown} does not answer: {error.orig}") from error
+        except DRIVER_ERRORS as error:
+            raise understood(engine.url, error) from error
 
+    def _reading(self) -> AbstractContextManager[sa.Connection]:
+        return self._transaction(self._engine)
 
-def _insert(connection: sa.Connection, table: type[Any], values: list[rows.Row]) -> None:
-    if values:
-        connection.execute(sa.insert(table), values)
-
-
-def _insert_task(connection: sa.Connection, run_id: str, position: int, task: TaskRecord) -> int:
-    insert = sa.insert(RequestSet).returning(RequestSet.id)
-    set_id = connection.execute(insert, rows.task_row(run_id, position, task)).scalar_one()
-    values = [rows.request_row(set_id, place, request) for place, request in enumerate(task.requests)]
-    _insert(connection, RequestRow, values)
-    return set_id
-
-
-def _evaluation_rows(run: RunRecord, set_ids: dict[tuple[str, str], int]) -> list[rows.Row]:
-    strangers = [e for e in run.evaluations if e.run_id != run.id or (e.model, e.task) not in set_ids]
-    if strangers:
-        raise ValueError(
-            f"evaluation {strangers[0].id} names a run, model or task that its run does not have"
-        )
-    return [rows.evaluation_row(set_ids[e.model, e.task], n, e) for n, e in enumerate(run.evaluations)]
-
-
-def _load_models(connection: sa.Connection, run_id: str) -> tuple[ModelRecord, ...]:
-    query = sa.select(Model.__table__).where(Model.run_id == run_id).order_by(Model.position)
-    return tuple(map(rows.model_of, connection.execute(query).mappings()))
-
-
-def _load_tasks(connection: sa.Connection, run_id: str) -> tuple[TaskRecord, ...]:
-    query = sa.select(RequestSet.__table__).where(RequestSet.run_id == run_id).order_by(RequestSet.position)
-    return tuple(_load_task(connection, row) for row in connection.execute(query).mappings().all())
-
-
-def _load_task(connection: sa.Connection, row: sa.RowMapping) -> TaskRecord:
-    query = (
-        sa.select(RequestRow.__table__)
-        .where(RequestRow.request_set_id == row["id"])
-        .order_by(RequestRow.position)
-    )
-    requests = connection.execute(query).mappings()
-    return rows.task_of(row, tuple(rows.request_of(row["task"], request) for request in requests))
-
-
-def _load_evaluations(connection: sa.Connection, run_id: str) -> tuple[Evaluation, ...]:
-    query = (
-        sa.select(EvaluationRow.__table__, RequestSet.run_id, RequestSet.model, RequestSet.task)
-        .join(RequestSet)
-        .where(RequestSet.run_id == run_id)
-        .order_by(EvaluationRow.position)
-    )
-    return tuple(map(rows.evaluation_of, connection.execute(query).mappings()))
-
-
-def _count(*condition: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    """How many answers of the enclosing query's run meet the condition."""
-    return (
-        sa.select(sa.func.count())
-        .select_from(AnswerRow)
-        .join(EvaluationRow)
-        .join(RequestSet)
-        .where(RequestSet.run_id == Run.id, *condition)
-        .correlate(Run)
-        .scalar_subquery()
-    )
-
-
-def _of_evaluations(value: sa.ColumnElement[int]) -> sa.ScalarSelect[int]:
-    """An aggregate over the evaluations of the enclosing query's run."""
-    return (
-        sa.select(value)
-        .select_from(EvaluationRow)
-        .join(RequestSet)
-        .where(RequestSet.run_id == Run.id)
-        .correlate(Run)
-        .scalar_subquery()
-    )
-
-
-_SUMMARIES = sa.select(
-    Run.id,
-    Run.name,
-    Run.status,
-    Run.created_at,
-    Run.finished_at,
-    Run.error,
-    _of_evaluations(sa.func.count()).label("evaluations"),
-    _of_evaluations(sa.func.coalesce(sa.func.sum(EvaluationRow.requests), 0)).label("requests"),
-    _count().label("answered"),
-    _count(AnswerRow.error.is_not(None)).label("errors"),
-).order_by(Run.created_at.desc(), Run.id.desc())
-
-
-def _summary(row: sa.RowMapping) -> RunSummary:
-    return RunSummary(**{**row, "status": RunStatus(row["status"])})
+    def _writing(self) -> AbstractContextManager[sa.Connection]:
+        return self._transaction(self._writer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +35,14 @@ def clean(value: Any) -> Any:
 def dumps(value: Any) -> str:
     """JSON text; raises ValueError for NaN and infinity, which no JSON parser here would read."""
     return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+
+
+def require_json(name: str, value: Any) -> None:
+    """Raise ValueError, with the name of the value, where it cannot be stored as JSON."""
+    try:
+        dumps(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
 
 
 class CleanText(TypeDecorator[str]):
@@ -107,16 +115,24 @@ class _Array(TypeDecorator[tuple[Any, ...]]):
     def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> str | None:
         if value is None:
             return None
-        items = ",".join(self.texts(value))
-        return f"{{{items}}}" if dialect.name == "postgresql" else f"[{items}]"
+        return f"{{{self.items(value)}}}" if dialect.name == "postgresql" else self.as_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> tuple[Any, ...] | None:
         if value is None:
             return None
-        return self.from_stored(value if dialect.name == "postgresql" else json.loads(value))
+        return self.from_stored(value) if dialect.name == "postgresql" else self.from_text(value)
 
-    def texts(self, value: Sequence[Any]) -> Iterable[str]:
-        return map(str, value)
+    def items(self, value: Sequence[Any]) -> str:
+        """The items as both JSON and PostgreSQL read them, without brackets."""
+        return ",".join(map(str, value))
+
+    def as_text(self, value: Sequence[Any]) -> str:
+        """What SQLite stores."""
+        return f"[{self.items(value)}]"
+
+    def from_text(self, text: str) -> tuple[Any, ...]:
+        """What SQLite stored."""
+        return self.from_stored(json.loads(text))
 
     def from_stored(self, value: list[Any]) -> tuple[Any, ...]:
         return tuple(value)
@@ -130,16 +146,19 @@ class IntArray(_Array):
 
 
 class BoolArray(_Array):
-    """Flags; 0 and 1 in SQLite."""
+    """Flags; in SQLite a text of 0 and 1 without anything in between: they are two of five columns of a trace."""
 
     cache_ok = True
     item = sa.Boolean()
 
-    def texts(self, value: Sequence[Any]) -> Iterable[str]:
-        return ("1" if flag else "0" for flag in value)
+    def items(self, value: Sequence[Any]) -> str:
+        return ",".join(self.as_text(value))
 
-    def from_stored(self, value: list[Any]) -> tuple[bool, ...]:
-        return tuple(map(bool, value))
+    def as_text(self, value: Sequence[Any]) -> str:
+        return "".join(["1" if flag else "0" for flag in value])
+
+    def from_text(self, text: str) -> tuple[bool, ...]:
+        return tuple([flag == "1" for flag in text])
 
 
 class Float32Array(_Array):
@@ -148,8 +167,8 @@ class Float32Array(_Array):
     cache_ok = True
     item = sa.REAL()
 
-    def texts(self, value: Sequence[Any]) -> Iterable[str]:
-        return map(str, np.asarray(value, dtype=np.float32))
+    def items(self, value: Sequence[Any]) -> str:
+        return ",".join(map(str, np.asarray(value, dtype=np.float32)))
 
     def from_stored(self, value: list[Any]) -> tuple[float, ...]:
         return float32(value)

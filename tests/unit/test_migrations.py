@@ -6,6 +6,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +16,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from harp_batch.errors import DatabaseError
-from harp_batch.store import VIEWS, migrate, open_store
+from harp_batch.records import TokenTrace
+from harp_batch.store import VIEWS, Store, migrate, open_store
 from harp_batch.store.database import make_engine, parse_url
 from harp_batch.store.schema import Base
 from tests.support.store_records import a_run, an_answer
@@ -68,6 +70,56 @@ def test_upgrading_again_keeps_the_data(database_url: str) -> None:
         assert store.load_run(run.id) == run
 
 
+def test_attempts_come_and_go_and_traces_stay(database_url: str) -> None:
+    """Revision 0002, up and down and up, with answers whose flags it rewrites in SQLite."""
+    run = a_run()
+    greedy = run.evaluations[0].id
+    flags = (True, False, False, True, True)
+    long = TokenTrace((1, 2, 3, 4, 5), (0.5,) * 5, flags, (1, 0, 10, 11, 5), flags[::-1])
+    answers = [
+        an_answer(greedy, 0),
+        an_answer(greedy, 1, trace=long),
+        an_answer(greedy, 2, trace=TokenTrace()),
+    ]
+    with open_store(database_url) as store:
+        store.create_run(run)
+        store.commit(answers)
+        tokens = everything(store)
+        assert (the_token(tokens, 1, 4), len(tokens)) == ((5, 0.5, True, 5, True), 8)
+        store.acquire(run.id, "here", 1, stale_after=60)
+    migrate.downgrade(database_url, "0001")
+    assert "attempts" not in tables(database_url)
+    with Store(parse_url(database_url)) as store:
+        assert everything(store) == tokens
+    if database_url.startswith("sqlite"):
+        assert stored_flags(database_url) == ["[0,1,1]", "[1,0,0,1,1]", "[]"]
+    assert migrate.upgrade(database_url) is migrate.SchemaState.BEHIND
+    with open_store(database_url) as store:
+        assert everything(store) == tokens
+        assert list(store.answers(greedy, traces=True)) == answers
+        assert store.attempts(run.id) == []
+        assert store.acquire(run.id, "here", 1, stale_after=60).epoch == 1
+
+
+def everything(store: Store) -> list[tuple[Any, ...]]:
+    with store._reading() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT doc_id, step, token_id, entropy, hesitated, vanilla_token_id, flipped FROM tokens"
+            " ORDER BY doc_id, step"
+        )
+        return [tuple(row) for row in rows]
+
+
+def the_token(tokens: list[tuple[Any, ...]], doc_id: int, step: int) -> tuple[Any, ...]:
+    (found,) = (row[2:] for row in tokens if row[:2] == (doc_id, step))
+    return found
+
+
+def stored_flags(url: str) -> list[str]:
+    with closing(sqlite3.connect(parse_url(url).database or "")) as connection:
+        return [row[0] for row in connection.execute("SELECT hesitated FROM answer_rows ORDER BY doc_id")]
+
+
 def test_models_equal_migrations(database_url: str) -> None:
     migrate.upgrade(database_url)
     engine = make_engine(parse_url(database_url), "ro")
@@ -111,7 +163,7 @@ def _add_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         copy = folder / path.relative_to(FOLDER)
         copy.parent.mkdir(exist_ok=True)
         copy.write_text(path.read_text())
-    text = "revision = '9999'\ndown_revision = '0001'\ndef upgrade(): pass\ndef downgrade(): pass\n"
+    text = "revision = '9999'\ndown_revision = '0002'\ndef upgrade(): pass\ndef downgrade(): pass\n"
     (folder / "versions" / "9999_next.py").write_text(text)
     monkeypatch.setattr(migrate, "_migrations", lambda: folder)
 

@@ -67,7 +67,7 @@ def test_a_missing_file_is_not_made(tmp_path: Path) -> None:
 
 
 def test_sqlite_is_opened_durably(sqlite_url: str) -> None:
-    with open_store(sqlite_url) as store, store._transaction() as connection:
+    with open_store(sqlite_url) as store, store._reading() as connection:
         settings = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys")
