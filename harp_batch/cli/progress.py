@@ -55,6 +55,9 @@ class ProgressReport:
     def phase(self, text: str) -> None:
         self._display.phase(text)
 
+    def note(self, text: str) -> None:
+        self._display.say(text)
+
     def progress(self, progress: Progress) -> None:
         lines = self._pace.lines(progress)
         self._display.show([line for line in lines if not line.complete])

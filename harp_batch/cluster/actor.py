@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -36,8 +37,6 @@ class Recipe:
     methods: Mapping[str, dict[str, Any]]  # evaluation id -> the method's settings
     seed: int
     slots: int
-    device: str
-    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ class Reply:
     clock: float  # seconds of the worker's own monotonic clock
     waiting: int  # requests that have no slot yet
     forward_tokens: int  # of all finished answers so far
+    host: str
     pid: int
     error: str | None = None  # the worker is of no more use; what broke it
 
@@ -65,10 +65,12 @@ class _Ticket:
 class Worker:
     """Decodes leases until it is stopped or broken."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        if recipe.device == "cpu":
+    def __init__(self, recipe: Recipe, device: str = "cpu", threads: int = 1) -> None:
+        if device == "cpu":
             os.environ["CUDA_VISIBLE_DEVICES"] = ""  # num_gpus=0 alone does not hide them
         self._recipe = recipe
+        self._device = device
+        self._threads = threads
         self._inbox: queue.SimpleQueue[Lease | None] = queue.SimpleQueue()  # None: wake up and look
         self._outbox: list[tuple[LeaseId, Answer]] = []
         self._news = threading.Condition()
@@ -99,6 +101,7 @@ class Worker:
                 clock=time.monotonic(),
                 waiting=self._waiting,
                 forward_tokens=self._forward_tokens,
+                host=socket.gethostname(),
                 pid=os.getpid(),
                 error=self._error,
             )
@@ -120,10 +123,10 @@ class Worker:
 
     def _decode(self) -> None:
         recipe = self._recipe
-        prepare_process(recipe.threads)
+        prepare_process(self._threads)
         local = _on_this_machine(recipe.model)
         tokenizer = load_tokenizer(local)
-        model = load_model(local, dtype=recipe.dtype, device=recipe.device)
+        model = load_model(local, dtype=recipe.dtype, device=self._device)
         engine = Engine(model, tokenizer=tokenizer, slots=recipe.slots)
         methods = {name: method_from_settings(settings) for name, settings in recipe.methods.items()}
         self._ready = True

@@ -1,4 +1,4 @@
-"""The poll loop: Ray actors on one side, the dispatcher on the other, answers to the caller in between.
+"""Ray: connections to clusters, and actors as the loop wants them.
 
 Ray restarts nothing and retries nothing: a lost actor's unfinished requests go back to the dispatcher, and a
 fresh actor takes its place.
@@ -9,41 +9,28 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 import socket
-from collections import defaultdict
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
-from harp_batch.cluster.actor import Recipe, Reply, Worker, error_answer
-from harp_batch.cluster.dispatcher import Dispatcher, Lease, LeaseId
-from harp_batch.cluster.layout import Layout, Node
-from harp_batch.errors import ClusterError, RunFailed
-from harp_batch.records import Answer, Shard
+from harp_batch.cluster.actor import Recipe, Reply, Worker
+from harp_batch.cluster.dispatcher import Dispatcher, Lease
+from harp_batch.cluster.layout import Group, Node, Wishes, lay_out
+from harp_batch.cluster.loop import Hand, Loop, Lost, Watcher
+from harp_batch.errors import ClusterError
+from harp_batch.records import Shard
 
-PATIENCE = 0.25  # seconds an idle actor holds a poll back, so that an idle driver does not spin
-LAST_WORDS = 10.0  # seconds that actors get to hand over what is finished when the run is stopped
 KNOCK = 5.0  # seconds for a connection to a cluster's address
-MAX_ATTEMPTS = 3  # of one shard
-BARREN_LOSSES = MAX_ATTEMPTS + 2  # actors lost in a row, per actor, without one answer in between
 OBJECT_STORE = 256 * 2**20  # bytes; only leases and replies pass through a local cluster
-
-
-class Watcher(Protocol):
-    """Who receives the answers of a run."""
-
-    def answers(self, answers: Sequence[Answer]) -> None:
-        """Commit ``answers``; they count when this returns."""
-
-    def tick(self, pids: Sequence[int]) -> None:
-        """Another round of the loop is over; ``pids`` are the actors that are ready."""
-
-    def should_stop(self) -> bool:
-        """Whether to end now, with what is finished."""
+SURVEY = 2.0  # seconds between two looks at the cluster's nodes
 
 
 @contextmanager
@@ -105,161 +92,141 @@ def nodes() -> list[Node]:
 
 def run_model(
     recipe: Recipe,
-    layout: Layout,
+    wishes: Wishes,
     shards: Sequence[Shard],
     watcher: Watcher,
-    max_attempts: int = MAX_ATTEMPTS,
+    hang_timeout: float,
 ) -> bool:
     """Have every request of ``shards`` answered by actors of one model; return whether all were.
 
     False means that the watcher asked to stop. Raises RunFailed where no actor can do the work.
     """
-    run = _Run(recipe, layout, Dispatcher(shards, max_attempts), watcher)
+    crew = RayCrew(recipe, wishes)
+    loop = Loop(
+        Dispatcher(shards), crew, watcher, _Monotonic(), slots=recipe.slots, hang_timeout=hang_timeout
+    )
     try:
-        return run.loop()
+        return loop.run()
     finally:
-        run.crew.dismiss()
+        crew.dismiss()
+
+
+class _Monotonic:
+    """The machine's clock."""
+
+    now = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
 
 
 @dataclass(slots=True)
 class _Member:
-    """One actor, from its start to its loss."""
-
-    name: str
+    group: int  # its place in the layout
     handle: Any
     poll: Any  # the reference of the reply to come
-    last: Reply | None = None  # a watch over hung actors compares steps and clock with the next reply
-
-    @property
-    def ready(self) -> bool:
-        return self.last is not None and self.last.ready
+    last: Reply | None = None
+    dead: bool = False  # its process is gone, and the number may be another's by now
 
 
-class _Crew:
-    """The actors of one model."""
+class RayCrew:
+    """The Ray actors of one model; see `loop.Crew`."""
 
-    def __init__(self, recipe: Recipe, layout: Layout) -> None:
+    def __init__(self, recipe: Recipe, wishes: Wishes) -> None:
         self._recipe = recipe
-        self._actor = ray.remote(Worker).options(
-            num_cpus=layout.cpus,
-            num_gpus=layout.gpus,
+        self._wishes = wishes
+        self._groups = lay_out(nodes(), wishes)
+        self._surveyed = time.monotonic()
+        self._names = (f"actor-{number}" for number in itertools.count())
+        self._members: dict[str, _Member] = {}
+
+    def hire(self) -> Hand | None:
+        """Start one actor of the first group that lacks one."""
+        self._survey()
+        there = Counter(member.group for member in self._members.values())
+        for place, group in enumerate(self._groups):
+            if there[place] < group.actors:
+                return self._start(place, group)
+        return None
+
+    def _survey(self) -> None:
+        """Where the number of actors follows the cluster, follow it: nodes join and leave."""
+        if not self._wishes.elastic or time.monotonic() - self._surveyed < SURVEY:
+            return
+        self._surveyed = time.monotonic()
+        try:
+            wanted = lay_out(nodes(), self._wishes)
+        except ClusterError:  # it has nothing left: those who wait, wait
+            wanted = []
+        if [g.device for g in wanted] == [g.device for g in self._groups]:
+            pairs = zip(self._groups, wanted, strict=True)
+            self._groups = [Group(new.actors, old.cpus, old.gpus, old.threads) for old, new in pairs]
+        elif not wanted:
+            self._groups = [Group(0, old.cpus, old.gpus, old.threads) for old in self._groups]
+
+    def _start(self, place: int, group: Group) -> Hand:
+        actor = ray.remote(Worker).options(
+            num_cpus=group.cpus,
+            num_gpus=group.gpus,
             max_restarts=0,
             max_task_retries=0,
             max_concurrency=4,  # a poll waits in one thread while leases come in through others
             scheduling_strategy="SPREAD",
         )
-        self._names = (f"actor-{number}" for number in itertools.count())
-        self.members: dict[str, _Member] = {}
-        for _ in range(layout.actors):
-            self.hire()
+        handle = actor.remote(self._recipe, group.device, group.threads)
+        hand = Hand(next(self._names), group.device)
+        self._members[hand.name] = _Member(place, handle, handle.poll.remote(0.0))
+        return hand
 
-    def hire(self) -> None:
-        handle = self._actor.remote(self._recipe)
-        member = _Member(next(self._names), handle, handle.poll.remote(PATIENCE))
-        self.members[member.name] = member
-
-    def drop(self, member: _Member) -> None:
-        del self.members[member.name]
+    def drop(self, name: str) -> None:
+        """Kill the actor. One of this machine is killed by its process, too: a stopped process does not hear Ray."""
+        member = self._members.pop(name)
         ray.kill(member.handle)
+        if member.last is not None and not member.dead and member.last.host == socket.gethostname():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(member.last.pid, signal.SIGKILL)
 
     def dismiss(self) -> None:
-        for member in list(self.members.values()):
-            self.drop(member)
+        """Kill every actor."""
+        for name in list(self._members):
+            self.drop(name)
 
-    def replies(self, everyone: bool = False) -> Iterator[tuple[_Member, Reply | RayError]]:
-        """Wait for a reply (or for everyone's) and yield all there are; who replied is asked again."""
-        by_poll = {member.poll: member for member in self.members.values()}
-        wanted = len(by_poll) if everyone else 1
-        ray.wait(list(by_poll), num_returns=wanted, timeout=LAST_WORDS if everyone else 2 * PATIENCE)
+    def assign(self, name: str, lease: Lease) -> None:
+        """Queue a lease at the actor."""
+        self._members[name].handle.assign.remote(lease)
+
+    def replies(self, patience: float, everyone: bool = False) -> Iterator[tuple[str, Reply | Lost]]:
+        """Who has replied is asked again at once, and holds its reply back for up to ``patience`` seconds."""
+        by_poll = {member.poll: name for name, member in self._members.items()}
+        if not by_poll:
+            time.sleep(patience)
+            return
+        heard = [m for m in self._members.values() if m.last is not None]
+        wanted = max(len(heard), 1) if everyone else 1
+        ray.wait(list(by_poll), num_returns=wanted, timeout=patience if everyone else 2 * patience)
         there, _ = ray.wait(list(by_poll), num_returns=len(by_poll), timeout=0)
         for poll in there:
-            yield by_poll[poll], self._open(by_poll[poll])
+            yield by_poll[poll], self._open(self._members[by_poll[poll]], patience)
 
-    def _open(self, member: _Member) -> Reply | RayError:
+    def _open(self, member: _Member, patience: float) -> Reply | Lost:
         try:
-            member.last = ray.get(member.poll)
+            reply: Reply = ray.get(member.poll)
         except RayError as exc:
-            return exc
-        member.poll = member.handle.poll.remote(PATIENCE)
-        return member.last
+            member.dead = True
+            return _lost(exc)
+        member.last = reply
+        member.poll = member.handle.poll.remote(patience)
+        return reply
+
+    def has_room(self) -> bool:
+        """Whether the cluster has what one more actor of any group needs."""
+        free = ray.available_resources()
+        return any(free.get("CPU", 0) >= g.cpus and free.get("GPU", 0) >= g.gpus for g in self._groups)
 
 
-class _Run:
-    """One model's way through its shards."""
-
-    def __init__(self, recipe: Recipe, layout: Layout, dispatcher: Dispatcher, watcher: Watcher) -> None:
-        self._dispatcher = dispatcher
-        self._watcher = watcher
-        self._slots = recipe.slots
-        self._actors = layout.actors
-        self._losses = 0  # in a row, without an answer in between
-        self.crew = _Crew(recipe, layout)
-
-    def loop(self) -> bool:
-        while not self._dispatcher.done:
-            stop = self._watcher.should_stop()
-            for member, reply in self.crew.replies(everyone=stop):
-                self._hear(member, reply)
-            if stop:
-                return self._dispatcher.done
-            self._top_up()
-            self._watcher.tick([m.last.pid for m in self.crew.members.values() if m.last and m.ready])
-        return True
-
-    def _hear(self, member: _Member, reply: Reply | RayError) -> None:
-        if isinstance(reply, RayError):
-            self._lose(member, "its process died")
-            return
-        self._take(reply)
-        if reply.error and not reply.ready:
-            raise RunFailed(f"an actor could not load the model: {reply.error}")
-        if reply.error:
-            self._lose(member, reply.error)
-
-    def _take(self, reply: Reply) -> None:
-        by_lease: dict[LeaseId, list[Answer]] = defaultdict(list)
-        for lease, answer in reply.answers:
-            by_lease[lease].append(answer)
-        self._commit(by_lease)
-        if reply.answers:
-            self._losses = 0
-
-    def _commit(self, by_lease: dict[LeaseId, list[Answer]]) -> None:
-        """Hand over what is new, and count it only after that."""
-        fresh = {
-            lease: self._dispatcher.fresh(lease, map(_key, answers)) for lease, answers in by_lease.items()
-        }
-        new = [a for lease, answers in by_lease.items() for a in answers if _key(a) in fresh[lease]]
-        if new:
-            self._watcher.answers(new)
-        for lease, keys in fresh.items():
-            self._dispatcher.accept(lease, keys)
-
-    def _lose(self, member: _Member, reason: str) -> None:
-        self.crew.drop(member)
-        self._losses += 1
-        for lease in self._dispatcher.actor_lost(member.name):
-            self._give_up(lease, reason)
-        if self._losses > BARREN_LOSSES * self._actors:
-            raise RunFailed(f"{self._losses} actors were lost in a row without one answer: {reason}")
-        self.crew.hire()
-
-    def _give_up(self, lease: Lease, reason: str) -> None:
-        message = f"given up after {lease.epoch - 1} attempts: the actor was lost ({reason})"
-        errors = [error_answer(lease.evaluation_id, request, message) for request in lease.requests]
-        self._commit({lease.id: errors})
-
-    def _top_up(self) -> None:
-        """Lease to ready actors, in turns, until each has a full backlog and none more than its share."""
-        share = min(2 * self._slots, -(-self._dispatcher.remaining // self._actors))
-        hungry = [m for m in self.crew.members.values() if m.ready]
-        while hungry := [m for m in hungry if self._dispatcher.load(m.name) < share]:
-            leases = [(member, self._dispatcher.next_for(member.name)) for member in hungry]
-            hungry = [member for member, lease in leases if lease]
-            for member, lease in leases:
-                if lease:
-                    member.handle.assign.remote(lease)
-
-
-def _key(answer: Answer) -> tuple[int, int]:
-    return answer.doc_id, answer.repeat
+def _lost(exc: RayError) -> Lost:
+    """What Ray says of an actor that is gone, in one sentence."""
+    text = str(exc)
+    if isinstance(exc, RayActorError) and (exc.preempted or "node has died" in text):
+        return Lost("its node is gone", blameless=True)
+    if isinstance(exc, RayActorError) and exc.actor_init_failed:
+        return Lost(text.strip().splitlines()[-1], blameless=True, never_started=True)
+    return Lost("its process died")

@@ -178,6 +178,8 @@ class ClusterSpec(_Strict):
     gpus_per_actor: Annotated[_Auto | Annotated[Number, Tag("number")], _AUTO] = "auto"
     slots: Positive = 64  # sequences that one actor decodes at a time
     shard_size: Positive = 32  # documents handed out at a time
+    cpu_actors: NotNegative = 0  # actors without a GPU, beside those with GPUs
+    hang_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0  # seconds without a step
 
 
 def _no_twins(what: str, name_of: Callable[[T], str], hint: str) -> AfterValidator:

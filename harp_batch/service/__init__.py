@@ -6,21 +6,22 @@ name (the newest) or ``latest``.
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harp_batch.cluster import driver
-from harp_batch.cluster.layout import Layout, lay_out
-from harp_batch.errors import HarpBatchError, RunFailed, StoreUnavailable
+from harp_batch.cluster.layout import Wishes, lay_out
+from harp_batch.errors import HarpBatchError, LeaseLost, RunFailed, UserError
 from harp_batch.job import JobSpec
 from harp_batch.records import RunStatus
+from harp_batch.service.attempts import begin, cancel_run, require_undriven
 from harp_batch.service.execute import Recorder, decode, stop_signals
 from harp_batch.service.metrics import save_metrics
 from harp_batch.service.plan import Plan, plan_run, replan
 from harp_batch.service.progress import EvaluationProgress, Observer, Progress, Silent
-from harp_batch.store import RunSummary, Store, open_store
+from harp_batch.store import Attempt, RunSummary, Store, open_store
 from harp_batch.store.migrate import require_usable
 from harp_batch.store.query import QueryResult, run_query
 
@@ -33,6 +34,7 @@ __all__ = [
     "Plan",
     "Progress",
     "Silent",
+    "cancel",
     "plan",
     "query",
     "results",
@@ -57,20 +59,23 @@ def submit(
     data_dir: Path | None = None,
     address: str | None = None,
     observer: Observer | None = None,
+    run_id: str | None = None,
 ) -> RunSummary:
-    """Run ``spec`` and return how it ended: DONE, or INTERRUPTED by SIGINT or SIGTERM.
+    """Run ``spec`` and return how it ended: DONE, INTERRUPTED by SIGINT or SIGTERM, or CANCELLED.
 
-    Raises a UserError before anything is stored where the job cannot be run, and RunFailed (or
-    StoreUnavailable) where a started run broke; what it committed stays and can be resumed.
+    Raises a UserError before anything is stored where the job cannot be run, and RunFailed, StoreFull, LeaseLost
+    or StoreUnavailable where a started run broke; what it committed stays and can be resumed.
     """
     observer = observer or Silent()
     require_usable(db_url)  # before minutes of work, and without making anything
-    planned = plan_run(spec, data_dir, observer.phase)
-    with _cluster(spec, address, observer) as layout, open_store(db_url, create=True) as store:
-        versions = planned.run.versions | {"device": layout.device}
+    planned = plan_run(spec, data_dir, observer.phase, run_id)
+    with _cluster(spec, address, observer) as wishes, open_store(db_url, create=True) as store:
+        versions = planned.run.versions | {
+            "device": "+".join(g.device for g in lay_out(driver.nodes(), wishes))
+        }
         planned = replace(planned, run=replace(planned.run, versions=versions))
         store.create_run(planned.run)
-        return _execute(planned, layout, store, observer)
+        return _execute(planned, wishes, store, begin(store, planned.run.id, observer.phase), observer)
 
 
 def resume(
@@ -81,17 +86,37 @@ def resume(
     address: str | None = None,
     observer: Observer | None = None,
 ) -> RunSummary:
-    """Answer what the run still lacks and nothing else; return and raise like ``submit``."""
+    """Answer what the run still lacks and nothing else; return and raise like ``submit``.
+
+    Raises RunBusy where another process drives the run.
+    """
     observer = observer or Silent()
     with open_store(db_url, create=False) as store:
         found = store.find_run(run_ref)
         if found.status == RunStatus.DONE:
             observer.finished(found)
             return found
+        if found.status == RunStatus.CANCELLED:
+            raise UserError(
+                f"run {found.name} ({found.id[:8]}) was cancelled, which is final; submit it anew"
+            )
+        require_undriven(store, found, observer.phase)  # before minutes of work
         planned = replan(store.load_run(found.id), data_dir, observer.phase)
-        with _cluster(planned.spec, address, observer) as layout:
-            store.set_status(found.id, RunStatus.RUNNING)
-            return _execute(planned, layout, store, observer)
+        with _cluster(planned.spec, address, observer) as wishes:
+            return _execute(planned, wishes, store, begin(store, found.id, observer.phase), observer)
+
+
+def cancel(run_ref: str, *, db_url: str, observer: Observer | None = None) -> RunSummary:
+    """Stop the run for good, wherever it is driven, and return how it ended; what is committed stays.
+
+    Raises UserError for a run that is done.
+    """
+    observer = observer or Silent()
+    with open_store(db_url, create=False) as store:
+        found = store.find_run(run_ref)
+        if found.status is not RunStatus.CANCELLED:
+            cancel_run(store, found, observer.phase)
+        return store.find_run(found.id)
 
 
 def status(db_url: str, run_ref: str | None = None) -> list[RunSummary]:
@@ -112,39 +137,46 @@ def query(db_url: str, sql: str, max_rows: int = 10_000) -> QueryResult:
 
 
 @contextmanager
-def _cluster(spec: JobSpec, address: str | None, observer: Observer) -> Iterator[Layout]:
+def _cluster(spec: JobSpec, address: str | None, observer: Observer) -> Iterator[Wishes]:
+    """Be connected to a cluster that can have the job's actors."""
+    cluster = spec.cluster
+    wishes = Wishes(cluster.actors, cluster.gpus_per_actor, cluster.cpu_actors)
     observer.phase("connecting to Ray" if address else "starting Ray")
     with driver.connect(address):
-        yield lay_out(driver.nodes(), spec.cluster.actors, spec.cluster.gpus_per_actor)
+        lay_out(driver.nodes(), wishes)
+        yield wishes
 
 
-def _execute(planned: Plan, layout: Layout, store: Store, observer: Observer) -> RunSummary:
+def _execute(planned: Plan, wishes: Wishes, store: Store, attempt: Attempt, observer: Observer) -> RunSummary:
     run_id = planned.run.id
     observer.started(store.find_run(run_id))
-    with stop_signals() as stop, _failure_recorded(store, run_id):
-        complete = decode(planned, layout, Recorder(planned, store, observer, stop), observer)
-        if complete:
-            observer.phase("computing the results")
-            save_metrics(planned, store)
-        store.set_status(run_id, RunStatus.DONE if complete else RunStatus.INTERRUPTED)
+    with stop_signals() as stop, _failure_recorded(store, attempt):
+        with closing(Recorder(planned, store, attempt, observer, stop)) as recorder:
+            complete = decode(planned, wishes, recorder)
+            if complete:
+                recorder.phase("computing the results")
+                save_metrics(planned, store)
+        unfinished = RunStatus.CANCELLED if recorder.cancelled else RunStatus.INTERRUPTED
+        store.end_attempt(attempt, RunStatus.DONE if complete else unfinished)
     ended = store.find_run(run_id)
     observer.finished(ended)
     return ended
 
 
 @contextmanager
-def _failure_recorded(store: Store, run_id: str) -> Iterator[None]:
+def _failure_recorded(store: Store, attempt: Attempt) -> Iterator[None]:
     """Leave no run behind as RUNNING that nobody runs; what goes wrong leaves as one sentence."""
     try:
         yield
     except KeyboardInterrupt:
-        store.set_status(run_id, RunStatus.INTERRUPTED)
+        store.end_attempt(attempt, RunStatus.INTERRUPTED)
+        raise
+    except LeaseLost:
         raise
     except Exception as exc:
-        understood = isinstance(exc, RunFailed | StoreUnavailable)
-        failure = exc if understood else RunFailed(_sentence(run_id, exc))
+        failure = exc if isinstance(exc, HarpBatchError) else RunFailed(_sentence(attempt.run_id, exc))
         with suppress(HarpBatchError):  # the store may be what broke
-            store.set_status(run_id, RunStatus.FAILED, error=str(failure))
+            store.end_attempt(attempt, RunStatus.FAILED, error=str(failure))
         if failure is exc:
             raise
         raise failure from exc

@@ -5,36 +5,53 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from threading import Event, current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 from harp_batch.cluster.actor import Recipe
 from harp_batch.cluster.dispatcher import cut
 from harp_batch.cluster.driver import run_model
-from harp_batch.cluster.layout import Layout
+from harp_batch.cluster.layout import Wishes
+from harp_batch.cluster.loop import View
 from harp_batch.records import Answer, Evaluation, FinishReason, Request, Shard
 from harp_batch.service.plan import Plan
 from harp_batch.service.progress import Observer, Tally
-from harp_batch.store import Store
+from harp_batch.service.writer import Writer
+from harp_batch.store import Attempt, Store
+
+FLUSH = 4.0  # seconds that answers get to be committed when the run is stopped
+RATE_WINDOW = 30.0  # seconds over which the rate is taken
 
 
 class Recorder:
-    """Scores and commits the answers of one run, and tells the observer: the driver's watcher."""
+    """Scores the answers of one run, has them committed and tells the observer: the loop's watcher."""
 
-    def __init__(self, plan: Plan, store: Store, observer: Observer, stop: Event) -> None:
+    def __init__(self, plan: Plan, store: Store, attempt: Attempt, observer: Observer, stop: Event) -> None:
         self._plan = plan
         self._store = store
         self._observer = observer
         self._stop = stop
         self._began = time.monotonic()
         self._tally = Tally(plan.run.evaluations)
+        self._view = View((), {}, 0, ())
+        self._phase = ""
+        self._rate: deque[tuple[float, int]] = deque()
+        self._told: list[str] = []
         self._evaluations = {e.id: e for e in plan.run.evaluations}
         self._requests = {
             e.id: {(r.doc_id, r.repeat): r for r in plan.requests(e)} for e in plan.run.evaluations
         }
+        self._writer = Writer(store, attempt, self._snapshot, self._tally.add, self._unstorable)
+        self._writer.start()
+
+    def close(self) -> None:
+        """Stop writing; what is not committed by now never will be."""
+        self._writer.close()
 
     def missing(self, evaluation: Evaluation) -> list[Request]:
         """The requests of ``evaluation`` that the store has no answer for; the others are counted."""
@@ -42,17 +59,85 @@ class Recorder:
         answered = self._store.answered(evaluation.id)
         return [r for key, r in self._requests[evaluation.id].items() if key not in answered]
 
-    def answers(self, answers: Sequence[Answer]) -> None:
-        """Score and commit ``answers``."""
-        self._tally.add(self._commit([self._score(answer) for answer in answers]))
+    def phase(self, text: str) -> None:
+        """Tell what happens now."""
+        self._phase = text
+        self._observer.phase(text)
 
-    def tick(self, pids: Sequence[int]) -> None:
-        """Show how far the run is."""
-        self._observer.progress(self._tally.progress(time.monotonic() - self._began, len(pids)))
+    @property
+    def cancelled(self) -> bool:
+        """Whether someone asked for the run to be cancelled."""
+        return self._writer.cancelled
+
+    # What the loop asks and tells
+
+    def answers(self, answers: Sequence[Answer]) -> None:
+        """Score ``answers`` and have them committed."""
+        self._writer.put([self._score(answer) for answer in answers])
+
+    def has_room(self) -> bool:
+        """Whether more answers may be decoded: not while too many wait for the database."""
+        return self._writer.has_room
 
     def should_stop(self) -> bool:
         """Whether someone asked the run to end."""
-        return self._stop.is_set()
+        return self._stop.is_set() or self._writer.cancelled
+
+    def tick(self, view: View) -> None:
+        """Show how far the run is; raises what keeps answers from being committed."""
+        self._writer.check()
+        self._tell_news(view)
+        self._view = view
+        actors = sum(actor["state"] in ("idle", "decoding") for actor in view.actors)
+        self._observer.progress(self._tally.progress(time.monotonic() - self._began, actors))
+
+    def finish(self) -> bool:
+        """Wait until every answer is committed; False where the run was stopped and some could not be."""
+        deadline = math.inf
+
+        def give_up() -> bool:
+            nonlocal deadline
+            if self.should_stop():
+                deadline = min(deadline, time.monotonic() + FLUSH)
+            return time.monotonic() > deadline
+
+        self._writer.drain(give_up)
+        self._observer.progress(self._tally.progress(time.monotonic() - self._began, 0))
+        return not self._writer.waiting
+
+    def _tell_news(self, view: View) -> None:
+        for note in self._notes(view):
+            if note not in self._told:
+                self._observer.note(note)
+        self._told = self._notes(view)
+
+    def _notes(self, view: View) -> list[str]:
+        away = ["the database does not answer; finished answers are kept until it does"]
+        return [*view.notes, *(away if self._writer.away else [])]
+
+    def _snapshot(self) -> tuple[dict[str, Any], float]:
+        """What ``status`` shows to other processes, and the seconds of this attempt."""
+        seconds = time.monotonic() - self._began
+        progress = self._tally.progress(seconds, 0)
+        state = {
+            "phase": self._phase,
+            "evaluations": [asdict(e) for e in progress.evaluations],
+            "actors": list(self._view.actors),
+            "shards": self._view.shards,
+            "losses": self._view.losses,
+            "rate": self._tokens_per_second(seconds, sum(e.output_tokens for e in progress.evaluations)),
+            "buffered": self._writer.waiting,
+            "notes": self._notes(self._view),
+        }
+        return state, seconds
+
+    def _tokens_per_second(self, now: float, tokens: int) -> float | None:
+        """Output tokens a second of late; None until some time has passed."""
+        self._rate.append((now, tokens))
+        while now - self._rate[0][0] > RATE_WINDOW:
+            self._rate.popleft()
+        since, before = self._rate[0]
+        return (tokens - before) / (now - since) if now > since else None
 
     def _score(self, answer: Answer) -> Answer:
         request = self._requests[answer.evaluation_id][answer.doc_id, answer.repeat]
@@ -63,17 +148,6 @@ class Recorder:
             failed = _failed(answer, f"scoring failed: {type(exc).__name__}: {exc}")
             return failed if answer.error else self._score(failed)  # a task has a value for errors, too
         return replace(answer, scores=scores, correct=correct)
-
-    def _commit(self, answers: list[Answer]) -> list[Answer]:
-        """Commit ``answers``; one with values that no database can hold becomes that sample's error."""
-        try:
-            self._store.commit(answers)
-        except ValueError as exc:
-            if len(answers) > 1:
-                return [done for answer in answers for done in self._commit([answer])]
-            answers = [self._unstorable(answers[0], exc)]
-            self._store.commit(answers)
-        return answers
 
     def _unstorable(self, answer: Answer, reason: ValueError) -> Answer:
         return self._score(_failed(answer, f"the answer cannot be stored: {reason}"))
@@ -93,18 +167,19 @@ def _failed(answer: Answer, message: str) -> Answer:
     )
 
 
-def decode(plan: Plan, layout: Layout, recorder: Recorder, observer: Observer) -> bool:
+def decode(plan: Plan, wishes: Wishes, recorder: Recorder) -> bool:
     """Answer all that lacks an answer, model by model; return False where it was stopped before the end."""
     waiting = {e.id: recorder.missing(e) for e in plan.run.evaluations}
-    recorder.tick(())
+    recorder.tick(View((), {}, 0, ()))
     for ref in plan.models:
         evaluations = [e for e in plan.run.evaluations if e.model == ref and waiting[e.id]]
-        observer.phase(f"decoding with {ref}")
+        recorder.phase(f"decoding with {ref}")
         shards = list(_shards(evaluations, waiting, plan.spec.cluster.shard_size))
-        if shards and not run_model(_recipe(plan, ref, layout), layout, shards, recorder):
+        hang_timeout = plan.spec.cluster.hang_timeout
+        if shards and not run_model(_recipe(plan, ref), wishes, shards, recorder, hang_timeout):
+            recorder.finish()
             return False
-    recorder.tick(())
-    return True
+    return recorder.finish()
 
 
 def _shards(
@@ -117,15 +192,13 @@ def _shards(
             number += 1
 
 
-def _recipe(plan: Plan, ref: str, layout: Layout) -> Recipe:
+def _recipe(plan: Plan, ref: str) -> Recipe:
     return Recipe(
         model=plan.models[ref],
         dtype=next(model.dtype for model in plan.spec.models if model.ref == ref),
         methods={e.id: e.settings for e in plan.run.evaluations if e.model == ref},
         seed=plan.run.seed,
         slots=plan.spec.cluster.slots,
-        device=layout.device,
-        threads=layout.threads,
     )
 
 

@@ -43,7 +43,7 @@ class Plan:
         return self.tasks[evaluation.model, evaluation.task]
 
 
-def plan_run(spec: JobSpec, data_dir: Path | None, say: Say) -> Plan:
+def plan_run(spec: JobSpec, data_dir: Path | None, say: Say, run_id: str | None = None) -> Plan:
     """Resolve every model, load every task, build every request of ``spec``.
 
     Raises the UserError of whatever is wrong; writes nothing but the model cache.
@@ -60,7 +60,8 @@ def plan_run(spec: JobSpec, data_dir: Path | None, say: Say) -> Plan:
                 task = load_task(wish.task, num_fewshot=wish.num_fewshot, data_dir=data_dir)
                 records.append(_task_record(spec, model, wish, task, models[model.ref]))
             tasks[model.ref, wish.task] = task
-    return Plan(spec, _run_record(spec, models, records), models, tasks)
+    record = _run_record(run_id or new_run_id(), spec, models, records)
+    return Plan(spec, record, models, tasks)
 
 
 def replan(run: RunRecord, data_dir: Path | None, say: Say) -> Plan:
@@ -118,8 +119,14 @@ def _task_record(
     )
 
 
-def _run_record(spec: JobSpec, models: dict[str, LocalModel], tasks: Sequence[TaskRecord]) -> RunRecord:
-    run_id = uuid.uuid4().hex
+def new_run_id() -> str:
+    """An id that no other run has."""
+    return uuid.uuid4().hex
+
+
+def _run_record(
+    run_id: str, spec: JobSpec, models: dict[str, LocalModel], tasks: Sequence[TaskRecord]
+) -> RunRecord:
     return RunRecord(
         id=run_id,
         name=spec.name,

@@ -66,6 +66,9 @@ class Observer(Protocol):
     def phase(self, text: str) -> None:
         """What happens now, in a few words."""
 
+    def note(self, text: str) -> None:
+        """Something went wrong that the run survives: an actor was lost, the database is away."""
+
     def progress(self, progress: Progress) -> None:
         """Answers were committed, or some time has passed."""
 
@@ -80,6 +83,9 @@ class Silent:
         pass
 
     def phase(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def progress(self, progress: Progress) -> None:

@@ -24,7 +24,7 @@ PATIENCE = 0.2
 
 @pytest.fixture(scope="module")
 def recipe(tiny_llama: Path) -> Recipe:
-    return Recipe(resolve(str(tiny_llama)), "float32", METHODS, seed=3, slots=4, device="cpu", threads=1)
+    return Recipe(resolve(str(tiny_llama)), "float32", METHODS, seed=3, slots=4)
 
 
 def ask(recipe: Recipe, doc_id: int, prompt: str = "How many apples?") -> Request:

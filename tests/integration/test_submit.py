@@ -14,6 +14,7 @@ import yaml
 from transformers import BloomConfig, BloomForCausalLM
 
 from harp_batch import service
+from harp_batch.cluster.loop import View
 from harp_batch.errors import ClusterError, ModelError, RunFailed, TaskError, UserError
 from harp_batch.job import JobSpec, parse_job
 from harp_batch.records import Answer, RunStatus
@@ -141,25 +142,25 @@ def test_a_killed_actor_costs_no_answer(
     spec: JobSpec, sqlite_url: str, finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed: list[int] = []
-    committed = 0
-    commit, tick = Recorder.answers, Recorder.tick
+    handed_over = 0
+    take, tick = Recorder.answers, Recorder.tick
 
     def count(self: Recorder, new: Sequence[Answer]) -> None:
-        nonlocal committed
-        commit(self, new)
-        committed += len(new)
+        nonlocal handed_over
+        take(self, new)
+        handed_over += len(new)
 
-    def kill_once(self: Recorder, pids: Sequence[int]) -> None:
-        tick(self, pids)
-        if committed and not killed:
-            killed.append(pids[0])
-            os.kill(pids[0], signal.SIGKILL)
+    def kill_once(self: Recorder, view: View) -> None:
+        tick(self, view)
+        if handed_over and not killed:
+            killed.append(next(actor["pid"] for actor in view.actors if actor["state"] == "decoding"))
+            os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(Recorder, "answers", count)
     monkeypatch.setattr(Recorder, "tick", kill_once)
     run = service.submit(with_cluster(spec, actors=2), db_url=sqlite_url)
     assert (run.status, len(killed)) == (RunStatus.DONE, 1)
-    assert committed == REQUESTS  # nothing was handed over twice
+    assert handed_over == REQUESTS  # nothing was handed over twice
     assert answers(sqlite_url, run) == finished.answers
 
 

@@ -26,7 +26,7 @@ HOMES = {
     "click": ("cli",),
     "jinja2": ("report", "tasks"),  # the errors of prompt and chat templates are jinja2's
     "lm_eval": ("tasks",),
-    "ray": ("cluster.actor", "cluster.driver"),
+    "ray": ("cluster.driver", "cluster.jobs"),
     "rich": ("cli",),
     "sqlalchemy": ("store",),
     "torch": ("decode", "models"),
@@ -101,7 +101,7 @@ def test_checker_sees_a_breach(module: str, line: str) -> None:
     [
         ("store.query", "from . import views"),
         ("store.query", "from harp_batch.records import Answer"),
-        ("cluster.actor", "import ray"),
+        ("cluster.driver", "import ray"),
         ("models", "from transformers import AutoConfig"),
         ("cli.submit", "from harp_batch.service import submit"),
     ],

@@ -7,12 +7,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from harp_batch.cluster.dispatcher import Dispatcher, Lease, cut
+from harp_batch.cluster.dispatcher import ALONE, IN_COMPANY, Dispatcher, Lease, Standing, cut
 from harp_batch.records import Request, RequestKind, Shard
 
 
-def requests(count: int) -> list[Request]:
-    return [Request("t", doc, 0, RequestKind.GENERATE, "p", (1,)) for doc in range(count)]
+def requests(count: int, first: int = 0) -> list[Request]:
+    return [Request("t", doc, 0, RequestKind.GENERATE, "p", (1,)) for doc in range(first, first + count)]
 
 
 def shards(*sizes: int) -> list[Shard]:
@@ -21,8 +21,11 @@ def shards(*sizes: int) -> list[Shard]:
 
 
 def two_a_piece(sizes: list[int]) -> list[Shard]:
-    """Shards 0 and 1 of one evaluation, 2 and 3 of the next, and so on."""
-    return [Shard(number, f"e{number // 2}", tuple(requests(size))) for number, size in enumerate(sizes)]
+    """Shards 0 and 1 of one evaluation, 2 and 3 of the next, and so on; no document twice."""
+    return [
+        Shard(number, f"e{number // 2}", tuple(requests(size, 100 * number)))
+        for number, size in enumerate(sizes)
+    ]
 
 
 def keys(lease: Lease) -> list[tuple[int, int]]:
@@ -117,35 +120,66 @@ def test_answers_of_an_old_epoch_are_refused() -> None:
 
 
 def test_losing_an_actor_twice_costs_one_attempt() -> None:
-    dispatcher = Dispatcher(shards(1), max_attempts=2)
+    dispatcher = Dispatcher(shards(1))
     leased(dispatcher, "a")
     assert dispatcher.actor_lost("a") == []
     assert dispatcher.actor_lost("a") == []
     assert leased(dispatcher, "b").epoch == 2
 
 
-def test_after_the_last_attempt_the_rest_is_given_up_and_must_be_accepted() -> None:
-    dispatcher = Dispatcher(shards(2, 1), max_attempts=2)
-    dispatcher.accept(leased(dispatcher, "a").id, [(0, 0)])
-    assert dispatcher.actor_lost("a") == []
-    leased(dispatcher, "b")
-    (given_up,) = dispatcher.actor_lost("b")
+def lose(dispatcher: Dispatcher, times: int) -> None:
+    """Lease all that one actor may have, and lose it, so many times."""
+    for _ in range(times):
+        while dispatcher.next_for("doomed"):
+            pass
+        assert dispatcher.actor_lost("doomed") == []
+
+
+def test_suspects_wait_for_the_others_and_are_alone() -> None:
+    dispatcher = Dispatcher(shards(2, 1))
+    for _ in range(IN_COMPANY):
+        leased(dispatcher, "a")
+        dispatcher.actor_lost("a")
+    assert dispatcher.standing == Standing(done=0, queued=1, leased=0, isolated=2)
+    innocent = leased(dispatcher, "b")
+    assert innocent.shard_id == 1
+    assert dispatcher.next_for("b") is None  # it holds something
+    dispatcher.accept(innocent.id, keys(innocent))
+    alone = [leased(dispatcher, actor) for actor in "bc"]
+    assert [keys(lease) for lease in alone] == [[(0, 0)], [(1, 0)]]
+    assert dispatcher.next_for("b") is None
+
+
+def test_a_request_that_kills_every_actor_is_given_up_and_must_be_accepted() -> None:
+    dispatcher = Dispatcher(shards(2))
+    lose(dispatcher, IN_COMPANY)
+    saved = leased(dispatcher, "b")
+    assert dispatcher.accept(saved.id, keys(saved)) == {(0, 0)}
+    lose(dispatcher, ALONE - 1)
+    assert keys(leased(dispatcher, "c")) == [(1, 0)]
+    (given_up,) = dispatcher.actor_lost("c")
     assert (given_up.actor, keys(given_up)) == (None, [(1, 0)])
-    assert leased(dispatcher, "c").shard_id == 1
-    assert dispatcher.remaining == 2
     assert dispatcher.accept(given_up.id, keys(given_up)) == {(1, 0)}
-    assert dispatcher.remaining == 1
+    assert dispatcher.done
+
+
+def test_losses_without_blame_make_nobody_a_suspect() -> None:
+    dispatcher = Dispatcher(shards(2))
+    for _ in range(20):
+        leased(dispatcher, "a")
+        assert dispatcher.actor_lost("a", blameless=True) == []
+    assert dispatcher.standing == Standing(done=0, queued=2, leased=0, isolated=0)
 
 
 class DispatcherMachine(RuleBasedStateMachine):
     """Actors that answer, lie, stall and die in any order; the oracle is a plain tally of answers."""
 
-    @initialize(sizes=st.lists(st.integers(0, 4), max_size=5), attempts=st.integers(1, 3))
-    def start(self, sizes: list[int], attempts: int) -> None:
-        self.dispatcher = Dispatcher(two_a_piece(sizes), max_attempts=attempts)
-        self.attempts = attempts
-        self.wanted = {(number, doc, 0) for number, size in enumerate(sizes) for doc in range(size)}
-        self.accepted: list[tuple[int, int, int]] = []
+    @initialize(sizes=st.lists(st.integers(0, 4), max_size=5))
+    def start(self, sizes: list[int]) -> None:
+        shards = two_a_piece(sizes)
+        self.dispatcher = Dispatcher(shards)
+        self.wanted = {(s.evaluation_id, r.doc_id, r.repeat) for s in shards for r in s.requests}
+        self.accepted: list[tuple[str, int, int]] = []
         self.leases: list[Lease] = []  # every lease ever, current or not
         self.dead: set[str | None] = set()
         self.names = iter(range(10_000))
@@ -155,8 +189,7 @@ class DispatcherMachine(RuleBasedStateMachine):
     def lease(self, which: int) -> None:
         lease = self.dispatcher.next_for(self.actors[which])
         if lease is not None:
-            assert {(lease.shard_id, *key) for key in keys(lease)}.isdisjoint(self.accepted)
-            assert lease.epoch <= self.attempts
+            assert {(lease.evaluation_id, *key) for key in keys(lease)}.isdisjoint(self.accepted)
             self.leases.append(lease)
 
     @precondition(lambda self: self.leases)
@@ -166,12 +199,12 @@ class DispatcherMachine(RuleBasedStateMachine):
         answered = data.draw(st.lists(st.sampled_from([*keys(lease), (77, 0)]), max_size=6))
         new = self.dispatcher.accept(lease.id, answered)
         assert not new or lease.actor not in self.dead
-        self.accepted += [(lease.shard_id, *key) for key in new]
+        self.accepted += [(lease.evaluation_id, *key) for key in new]
 
-    @rule(which=st.integers(0, 1))
-    def lose(self, which: int) -> None:
+    @rule(which=st.integers(0, 1), blameless=st.booleans())
+    def lose(self, which: int, blameless: bool) -> None:
         lost = self.actors[which]
-        self.leases += self.dispatcher.actor_lost(lost)
+        self.leases += self.dispatcher.actor_lost(lost, blameless=blameless)
         self.dead.add(lost)
         self.actors[which] = f"actor-{next(self.names)}"
 
@@ -182,6 +215,9 @@ class DispatcherMachine(RuleBasedStateMachine):
             assert self.wanted.issuperset(self.accepted)
             assert self.dispatcher.remaining == len(self.wanted) - len(self.accepted)
             assert self.dispatcher.done == (self.dispatcher.remaining == 0)
+            standing = self.dispatcher.standing
+            assert standing.done == len(self.accepted)
+            assert standing.queued + standing.leased + standing.isolated == self.dispatcher.remaining
 
     def teardown(self) -> None:
         """From any state, an actor that works ends it, and everything is answered once."""
@@ -198,7 +234,7 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     def accept_all(self, lease: Lease) -> None:
         new = self.dispatcher.accept(lease.id, keys(lease))
-        self.accepted += [(lease.shard_id, *key) for key in new]
+        self.accepted += [(lease.evaluation_id, *key) for key in new]
 
 
 DispatcherMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

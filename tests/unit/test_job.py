@@ -114,7 +114,7 @@ UNKNOWN = {
     ("    revision:", "    revison:"): "4: models[0].revison: unknown key; did you mean 'revision'?",
     ("limit: 200", "limits: 200"): "9: tasks[1].limits: unknown key; did you mean 'limit'?",
     ("slots: 64", "<<: 64"): (
-        "15: cluster.<<: unknown key; known here: actors, gpus_per_actor, shard_size, slots"
+        "15: cluster.<<: unknown key; known here: actors, cpu_actors, gpus_per_actor, hang_timeout, shard_size, slots"
     ),
     ("- greedy", "- greedy: {p: 1}"): "11: methods[0].greedy.p: unknown key; known here: name",
     ("theta: 1.0", "kind: beam"): (
