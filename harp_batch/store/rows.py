@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from operator import add, sub
 from typing import Any
 
 import sqlalchemy as sa
@@ -53,7 +54,7 @@ def answer_row(answer: Answer) -> Row:
         "token_ids": trace.token_ids,
         "entropy": entropy,
         "hesitated": trace.hesitated,
-        "vanilla_token_ids": trace.vanilla_token_ids,
+        "vanilla_offsets": tuple(map(sub, trace.vanilla_token_ids, trace.token_ids)),
         "flipped": trace.flipped,
     }
 
@@ -93,7 +94,7 @@ def _trace_of(row: sa.RowMapping) -> TokenTrace:
         token_ids=row["token_ids"],
         entropy=row["entropy"],
         hesitated=row["hesitated"],
-        vanilla_token_ids=row["vanilla_token_ids"],
+        vanilla_token_ids=tuple(map(add, row["vanilla_offsets"], row["token_ids"])),
         flipped=row["flipped"],
     )
 

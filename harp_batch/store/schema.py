@@ -179,7 +179,9 @@ class AnswerRow(Base):
     token_ids: Mapped[tuple[int, ...]]
     entropy: Mapped[tuple[float, ...]]
     hesitated: Mapped[tuple[bool, ...]]
-    vanilla_token_ids: Mapped[tuple[int, ...]]
+    vanilla_offsets: Mapped[
+        tuple[int, ...]
+    ]  # vanilla token minus token: mostly zeros, which take little room
     flipped: Mapped[tuple[bool, ...]]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +23,7 @@ from harp_batch.store.run_records import Attempt, ModelRecord, RunRecord, RunSum
 from harp_batch.store.schema import AnswerRow, EvaluationRow, MetricRow, RequestSet, Run
 from harp_batch.store.views import RESULTS
 
-_TRACE = {"token_ids", "entropy", "hesitated", "vanilla_token_ids", "flipped"}
+_TRACE = {"token_ids", "entropy", "hesitated", "vanilla_offsets", "flipped"}
 _CHUNK = 500  # answers held in memory while they are read
 _RESULTS = sa.table("results", *(sa.column(name) for name in RESULTS))
 
@@ -79,13 +78,6 @@ class Store:
         """
         with self._writing() as connection:
             parts.insert_run(connection, run)
-
-    def set_status(self, run_id: str, status: RunStatus, error: str | None = None) -> None:
-        """Set the run's status; any but ``running`` is stamped with the time."""
-        finished_at = None if status is RunStatus.RUNNING else datetime.now(UTC)
-        change = {"status": status.value, "error": error, "finished_at": finished_at}
-        with self._writing() as connection:
-            connection.execute(sa.update(Run).where(Run.id == run_id).values(change))
 
     def runs(self, limit: int = 50) -> list[RunSummary]:
         """The newest runs, newest first."""

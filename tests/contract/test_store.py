@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from harp_batch.errors import RunNotFound
-from harp_batch.records import Answer, FinishReason, MetricValue, RunStatus, TokenTrace
+from harp_batch.records import Answer, FinishReason, MetricValue, TokenTrace
 from harp_batch.store import RunRecord, Store, TaskRecord, open_store
 from harp_batch.store.canonical import canonical_lines
 from tests.support.store_records import a_choice_request, a_request, a_run, an_answer
@@ -75,17 +75,6 @@ class TestRuns:
     def test_times_without_zone_are_refused(self, store: Store) -> None:
         with pytest.raises((ValueError, sa.exc.StatementError), match="time zone"):
             store.create_run(a_run(created_at=datetime(2026, 1, 1)))
-
-    def test_status(self, store: Store, run: RunRecord) -> None:
-        assert store.find_run(run.id).finished_at is None
-        store.set_status(run.id, RunStatus.FAILED, error="no memory\x00")
-        failed = store.find_run(run.id)
-        assert (failed.status, failed.error) == (RunStatus.FAILED, "no memory\ufffd")
-        assert failed.finished_at is not None
-        assert abs(failed.finished_at - datetime.now(UTC)) < timedelta(minutes=1)
-        store.set_status(run.id, RunStatus.RUNNING)
-        resumed = store.find_run(run.id)
-        assert (resumed.status, resumed.error, resumed.finished_at) == (RunStatus.RUNNING, None, None)
 
     def test_summary_counts(self, store: Store, run: RunRecord, greedy: str) -> None:
         failed = an_answer(greedy, 1, text=None, finish_reason=FinishReason.ERROR, error="too long")

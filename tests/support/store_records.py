@@ -16,7 +16,7 @@ from harp_batch.records import (
     RunStatus,
     TokenTrace,
 )
-from harp_batch.store import ModelRecord, RunRecord, TaskRecord
+from harp_batch.store import ModelRecord, RunRecord, Store, TaskRecord
 
 _numbers = count()
 METHODS = {"greedy": {"kind": "greedy"}, "harp": {"kind": "harp", "theta": 1.0}}
@@ -84,3 +84,8 @@ def an_answer(evaluation_id: str, doc_id: int = 0, repeat: int = 0, **changes: A
         "correct": True,
     }
     return Answer(evaluation_id, doc_id, repeat, **{**fields, **changes})
+
+
+def end_run(store: Store, run_id: str, status: RunStatus) -> None:
+    """Let the run be driven for a moment, and end so."""
+    store.end_attempt(store.acquire(run_id, "here", 1, stale_after=60), status)

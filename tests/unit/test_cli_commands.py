@@ -24,6 +24,7 @@ from harp_batch.records import (
     TokenTrace,
 )
 from harp_batch.store import VIEWS, ModelRecord, RunRecord, RunSummary, TaskRecord, open_store
+from tests.support.store_records import end_run
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 
@@ -85,7 +86,7 @@ def db(tmp_path: Path) -> str:
                 ),
             ],
         )
-        store.set_status("aaa1", RunStatus.DONE)
+        end_run(store, "aaa1", RunStatus.DONE)
         store.create_run(record("bbb2", name="other"))
     return url
 

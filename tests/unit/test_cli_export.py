@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from harp_batch.cli.app import app
 from harp_batch.records import Answer, FinishReason, RunStatus, TokenTrace
 from harp_batch.store import RunRecord, open_store
-from tests.support.store_records import a_request, a_run, an_answer
+from tests.support.store_records import a_request, a_run, an_answer, end_run
 
 DOCUMENTS = 3
 REQUESTS = tuple(map(a_request, range(DOCUMENTS)))
@@ -102,7 +102,7 @@ class TestWhatIsInIt:
         with open_store(url) as store:
             for place, answer in enumerate(answers(later)[::-1]):
                 store.commit([replace(answer, seconds=place + 0.125)])
-            store.set_status("ccc3", RunStatus.INTERRUPTED)
+            end_run(store, "ccc3", RunStatus.INTERRUPTED)
         assert export(url, "aaa1").stdout_bytes == export(url, "ccc3").stdout_bytes
         assert export(url, "ccc3").exit_code == 0
 

@@ -91,9 +91,14 @@ def test_attempts_come_and_go_and_traces_stay(database_url: str) -> None:
     assert "attempts" not in tables(database_url)
     with Store(parse_url(database_url)) as store:
         assert everything(store) == tokens
+    execute(database_url, "SELECT vanilla_token_ids FROM answer_rows")
     if database_url.startswith("sqlite"):
-        assert stored_flags(database_url) == ["[0,1,1]", "[1,0,0,1,1]", "[]"]
+        assert stored(database_url, "hesitated") == ["[0,1,1]", "[1,0,0,1,1]", "[]"]
+        assert stored(database_url, "vanilla_token_ids") == ["[7,8,2]", "[1,0,10,11,5]", "[]"]
     assert migrate.upgrade(database_url) is migrate.SchemaState.BEHIND
+    if database_url.startswith("sqlite"):
+        assert stored(database_url, "hesitated") == ["011", "10011", ""]
+        assert stored(database_url, "vanilla_offsets") == ["[0,0,-7]", "[0,-2,7,7,0]", "[]"]
     with open_store(database_url) as store:
         assert everything(store) == tokens
         assert list(store.answers(greedy, traces=True)) == answers
@@ -115,9 +120,9 @@ def the_token(tokens: list[tuple[Any, ...]], doc_id: int, step: int) -> tuple[An
     return found
 
 
-def stored_flags(url: str) -> list[str]:
+def stored(url: str, column: str) -> list[str]:
     with closing(sqlite3.connect(parse_url(url).database or "")) as connection:
-        return [row[0] for row in connection.execute("SELECT hesitated FROM answer_rows ORDER BY doc_id")]
+        return [row[0] for row in connection.execute(f"SELECT {column} FROM answer_rows ORDER BY doc_id")]
 
 
 def test_models_equal_migrations(database_url: str) -> None:
