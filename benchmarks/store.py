@@ -1,6 +1,6 @@
 """What the databases take: ingest with full durability, bytes a token on disk, and the time of `results`.
 
-    python benchmarks/store.py                       # both back ends, a run of 1,000,000 tokens: some two minutes
+    python benchmarks/store.py                       # both back ends, a run of 1,000,000 tokens: a minute or two
     python benchmarks/store.py --quick               # a look, in some seconds
     python benchmarks/store.py --only postgresql     # one back end
     python benchmarks/store.py --folder /mnt/fast    # where the databases are made, and removed again
