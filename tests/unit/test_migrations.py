@@ -106,6 +106,18 @@ def test_attempts_come_and_go_and_traces_stay(database_url: str) -> None:
         assert store.acquire(run.id, "here", 1, stale_after=60).epoch == 1
 
 
+def test_who_may_read_the_tokens_still_may(postgres_url: str) -> None:
+    migrate.upgrade(postgres_url)
+    migrate.downgrade(postgres_url, "0001")
+    execute(postgres_url, "GRANT SELECT ON tokens TO pg_monitor")  # any role but the owner
+    migrate.upgrade(postgres_url)
+    engine = make_engine(parse_url(postgres_url), "ro")
+    with engine.connect() as connection:
+        asked = "SELECT has_table_privilege('pg_monitor', 'tokens', 'SELECT')"
+        assert connection.exec_driver_sql(asked).scalar_one()
+    engine.dispose()
+
+
 def everything(store: Store) -> list[tuple[Any, ...]]:
     with store._reading() as connection:
         rows = connection.exec_driver_sql(
