@@ -62,9 +62,12 @@ def _start(address: str) -> None:
             logging_level=logging.ERROR,
             **(own if address == "local" else {}),
         )
-    except (ConnectionError, RuntimeError, ValueError) as exc:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as exc:
         reason = str(exc).strip().partition("\n")[0]
-        raise ClusterError(f"Ray cannot be used at {address!r} ({reason}); see `ray status`") from exc
+        raise ClusterError(
+            f"Ray cannot be used at {address!r} ({reason}); see `ray status`, and where the cluster wants a token, "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH must name the same one here"
+        ) from exc
     # log_to_driver does not cover what the raylet says of dead workers; this is the switch of Ray's own debugger.
     ray._private.worker._worker_logs_enabled = False
 
