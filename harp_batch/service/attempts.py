@@ -77,7 +77,7 @@ def cancel_run(store: Store, run: RunSummary, say: Say) -> None:
                 f"{CANCEL_SECONDS:.0f} s; it will when it next reaches the database"
             )
         if not _driven(store, run.id):
-            with suppress(RunBusy):  # it came back
+            with suppress(UserError):  # it came back, or another one cancelled it
                 store.end_attempt(begin(store, run.id, say), RunStatus.CANCELLED)
         time.sleep(GLANCE)
 
