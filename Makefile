@@ -93,6 +93,15 @@ invariance: $(VENV)/.installed-test  ## one SHA-256 for any slots, shards and ac
 	@$(OFFLINE) INVARIANCE_TASK=gsm8k INVARIANCE_DOCUMENTS=$(DOCUMENTS) INVARIANCE_TOKENS=$(TOKENS) \
 	  INVARIANCE_COMBOS=$(COMBOS) $(BIN)/python -m pytest -s --timeout 0 tests/integration/test_invariance.py
 
+# What `make faults` does: runs and kills of all runs together, seeds from SEED on. Pieces (RUNS=4 SEED=8) add up in build/faults.jsonl.
+RUNS  ?= 20
+KILLS ?= $(RUNS)0
+SEED  ?= 0
+
+.PHONY: faults
+faults: $(VENV)/.installed-test  ## kill actors, nodes, drivers and databases; docs/reliability.md. An hour; minutes with RUNS=2
+	@$(OFFLINE) $(BIN)/python -m tests.faults --runs $(RUNS) --kills $(KILLS) --seed $(SEED)
+
 .PHONY: docs
 docs: $(VENV)/.installed-test  ## write docs/cli.md from the commands
 	@$(BIN)/python docs/cli.py > docs/cli.md.new
