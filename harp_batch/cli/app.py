@@ -7,11 +7,13 @@ from typing import Any
 import click
 
 from harp_batch import __version__
+from harp_batch.cli.cancel import cancel
 from harp_batch.cli.completion import completion
 from harp_batch.cli.db import db
 from harp_batch.cli.doctor import doctor
 from harp_batch.cli.export import export
 from harp_batch.cli.failures import clean_exits
+from harp_batch.cli.logs import logs
 from harp_batch.cli.models import models
 from harp_batch.cli.output import escape_what_cannot_be_encoded
 from harp_batch.cli.query import query
@@ -45,7 +47,7 @@ def app() -> None:
     """
 
 
-for command in (submit, resume, status, results, query, export, db, models, doctor, completion):
+for command in (submit, resume, cancel, status, logs, results, query, export, db, models, doctor, completion):
     app.add_command(command)
 
 

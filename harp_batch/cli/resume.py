@@ -6,8 +6,12 @@ from pathlib import Path
 
 import click
 
-from harp_batch.cli.options import address_option, data_dir_option, db_option
+from harp_batch.cli.options import address_option, data_dir_option, db_option, detach_option
 from harp_batch.cli.running import attend
+from harp_batch.cli.standing import HEARD_WITHIN, Standing
+from harp_batch.cli.status import short_id
+from harp_batch.errors import RunBusy, UserError
+from harp_batch.records import RunStatus
 
 
 @click.command()
@@ -15,18 +19,23 @@ from harp_batch.cli.running import attend
 @data_dir_option
 @db_option
 @address_option
-def resume(run: str, data_dir: Path | None, db_url: str, address: str | None) -> None:
+@detach_option
+def resume(run: str, data_dir: Path | None, db_url: str, address: str | None, detach: bool) -> None:
     """Decode what RUN is still missing.
 
-    No answer that is in the database is computed again.
+    No answer that is in the database is computed again. --detach hands the run to a Ray cluster, as `submit`
+    does, however it began.
 
     RUN is a run's id, a unique prefix of one, a run's name (the newest of that name) or `latest`.
 
     \b
     Examples:
       harp-batch resume latest
-      harp-batch resume gsm8k --address auto
+      harp-batch resume gsm8k --address auto --detach
     """
+    if detach:
+        _detach(run, data_dir, db_url, address)
+        return
     from harp_batch import service
 
     attend(
@@ -35,3 +44,29 @@ def resume(run: str, data_dir: Path | None, db_url: str, address: str | None) ->
         ),
         db_url,
     )
+
+
+def _detach(run: str, data_dir: Path | None, db_url: str, address: str | None) -> None:
+    from harp_batch.cli.detach import data_dir_arguments, send
+    from harp_batch.store import open_store
+
+    with open_store(db_url, create=False, read_only=True) as store:
+        found = store.find_run(run)
+        _require_free(Standing.of(found, store.attempts(found.id)))
+    arguments = ["resume", found.id, *data_dir_arguments(data_dir)]
+    send(found.name, found.id, arguments, db_url=db_url, address=address)
+
+
+def _require_free(standing: Standing) -> None:
+    """Refuse here what the driver in the cluster would refuse where nobody looks."""
+    run = standing.run
+    called = f"run {run.name} ({short_id(run)})"
+    if run.status in (RunStatus.DONE, RunStatus.CANCELLED):
+        raise UserError(f"{called} is {run.status}: there is nothing to resume")
+    if run.status is RunStatus.RUNNING and not standing.in_doubt:
+        holder = standing.attempts[-1]
+        raise RunBusy(
+            f"{called} is being driven by process {holder.pid} on {holder.host}; stop that first, or try again in "
+            f"{HEARD_WITHIN:.0f} s if it is gone",
+            holder,
+        )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
 from harp_batch.cli.failures import INCOMPLETE, INTERRUPTED
+from harp_batch.cli.options import typed_again
 from harp_batch.cli.progress import ProgressReport, display
 from harp_batch.cli.results import show_results
 from harp_batch.cli.status import short_id
@@ -29,23 +28,13 @@ def attend(work: Callable[[Observer], RunSummary], db_url: str) -> None:
     if run.status is RunStatus.DONE:
         show_results(db_url, run.id, "table")
     context = click.get_current_context()
-    click.echo(ending(run, _db_option(context, db_url)), err=True)
+    click.echo(ending(run, typed_again(context, "db")), err=True)
     context.exit(EXIT_CODES.get(run.status, INCOMPLETE))
 
 
 def ending(run: RunSummary, db_option: str = "") -> str:
     """How the run ended, and the commands one would type next."""
-    commands = _after_success(run) if run.status is RunStatus.DONE else [f"harp-batch resume {short_id(run)}"]
-    return "\n".join([_sentence(run), "", *(f"  {command}{db_option}" for command in commands)])
-
-
-def _db_option(context: click.Context, db_url: str) -> str:
-    """``--db URL``, without a password, where it was typed; elsewhere nothing needs repeating."""
-    if context.get_parameter_source("db_url") is not ParameterSource.COMMANDLINE:
-        return ""
-    from harp_batch.store.database import parse_url, show
-
-    return f" --db {shlex.quote(show(parse_url(db_url)))}"
+    return "\n".join([_sentence(run), "", *(f"  {command}{db_option}" for command in _next_commands(run))])
 
 
 def _sentence(run: RunSummary) -> str:
@@ -54,6 +43,11 @@ def _sentence(run: RunSummary) -> str:
     return f"run {run.name} ({short_id(run)}) is {run.status}, {run.answered} of {run.requests} answers{errors}{reason}"
 
 
-def _after_success(run: RunSummary) -> list[str]:
-    wrong = f"select * from answers where run_id = '{run.id}' and not correct"  # noqa: S608 (only shown)
-    return [f"harp-batch results {short_id(run)}", f'harp-batch query "{wrong}"']
+def _next_commands(run: RunSummary) -> list[str]:
+    answers = f"select * from answers where run_id = '{run.id}'"  # noqa: S608 (only shown)
+    match run.status:
+        case RunStatus.DONE:
+            return [f"harp-batch results {short_id(run)}", f'harp-batch query "{answers} and not correct"']
+        case RunStatus.CANCELLED:
+            return [f'harp-batch query "{answers}"']
+    return [f"harp-batch resume {short_id(run)}"]

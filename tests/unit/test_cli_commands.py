@@ -129,7 +129,7 @@ def test_status_lists_runs(db: str) -> None:
         "bbb2": ("other", "running", 0, 4),
     }
     lines = [line.split() for line in invoke("status", "bbb2", db=db).stdout.splitlines()]
-    assert [line[:3] for line in lines[-1:]] == [["other", "bbb2", "running"]]
+    assert [line[:3] for line in lines[-1:]] == [["other", "bbb2", "running?"]]
     assert "0/4" in lines[-1]
 
 

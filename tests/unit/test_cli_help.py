@@ -39,7 +39,9 @@ def test_the_commands_are_those_of_the_contract() -> None:
     assert {" ".join(path) for path in leaves(app)} == {
         "submit",
         "resume",
+        "cancel",
         "status",
+        "logs",
         "results",
         "query",
         "export",
