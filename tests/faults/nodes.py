@@ -29,6 +29,7 @@ class Nodes:
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
+        self._lost: Session | None = None
         port = _free_port()
         self.address = f"{HOST}:{port}"
         self._start("--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false").require(
@@ -43,9 +44,11 @@ class Nodes:
         """Kill the raylet of a worker, and nothing else of it; return how many actors it had. Another one joins."""
         for worker in self.workers:
             worker.require(0, _STARTING)  # it may have been started just now
-        lost = self.workers.pop(rng.randrange(len(self.workers)))
-        actors = len(lost.called("ray::Worker"))
-        (raylet,) = [process for process in lost.members() if process.name() == "raylet"]
+        if self._lost:
+            self._lost.end()  # what does not notice that its raylet is gone, such as the log monitor
+        self._lost = self.workers.pop(rng.randrange(len(self.workers)))
+        actors = len(self._lost.called("ray::Worker"))
+        (raylet,) = [process for process in self._lost.members() if process.name() == "raylet"]
         raylet.kill()
         self.workers.append(self._join())
         return actors

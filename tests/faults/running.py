@@ -18,6 +18,7 @@ LANDING = 0.3  # seconds after which what a dead process had sent is committed
 _PATIENCE = 120.0  # seconds without a new answer after which a run counts as stuck
 _ENDING = 200.0  # seconds for the rest of a run that nobody disturbs any more
 _POLL = 0.05
+_STILL = 0.05  # seconds after which a process that was stopped stands still
 _TO_GO = re.compile(r"(\d+) of (\d+) answers to go")
 
 
@@ -87,6 +88,11 @@ class Run:
             self.driver.require(0, timeout=0)
             raise TooShort
         assert time.monotonic() < deadline, f"nothing for {_PATIENCE:g} s\n{self.driver.said[-3000:]}"
+
+    def is_locked(self) -> bool:
+        """Whether a stopped driver keeps everybody from writing into its SQLite file."""
+        time.sleep(_STILL)
+        return self._watcher.is_locked()
 
     def take_over(self) -> None:
         """Start another driver for the run; the one before must be dead or stopped."""

@@ -26,7 +26,7 @@ class Session:
     def __init__(
         self, command: Sequence[str | Path], folder: Path, env: Mapping[str, str], log: Path
     ) -> None:
-        self.command = " ".join(map(str, command))
+        self.command = " ".join([Path(command[0]).name, *map(str, command[1:2])])  # as people know it
         self._log = log
         with log.open("wb") as file:
             self._program = subprocess.Popen(
@@ -49,6 +49,11 @@ class Session:
         """What the session has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def last(self) -> str:
+        """The last line that it has written."""
+        return self.said.rstrip().rpartition("\n")[2]
+
     def ended(self) -> int | None:
         """The program's exit code; None while it runs."""
         return self._program.poll()
@@ -65,7 +70,9 @@ class Session:
     def require(self, code: int, timeout: float) -> None:
         """Wait for the end and raise AssertionError where it is not with ``code``."""
         found = self.wait(timeout)
-        assert found == code, f"{self.command} ended with {found}, not {code}\n{self.said[-_TAIL:]}"
+        assert found == code, (
+            f"`{self.command}` ended with {found}, not {code}: {self.last}\n{self.said[-_TAIL:]}"
+        )
 
     def members(self) -> list[psutil.Process]:
         """Every living process of the session."""

@@ -142,6 +142,12 @@ def _interrupt_driver(run: Run, rng: Random) -> _Blow:
 def _stop_driver(run: Run, rng: Random) -> _Blow:
     actors, zombie = len(run.actors()), run.driver
     zombie.leader.suspend()
+    while (
+        run.is_locked()
+    ):  # in the middle of a SQLite transaction: the file is its own until it goes on or dies
+        zombie.leader.resume()
+        time.sleep(rng.uniform(0, 0.1))
+        zombie.leader.suspend()
     run.take_over()  # once the lease has passed, for which `resume` waits
     return _Blow(actors, afterwards=lambda: _wake(zombie))
 
@@ -150,8 +156,7 @@ def _wake(zombie: Session) -> None:
     """Let a driver go on that has lost its run: it must say so in a sentence and end."""
     zombie.leader.resume()
     zombie.require(3, _WAKING)
-    last = zombie.said.strip().splitlines()[-1]
-    assert last.startswith("Error: "), zombie.said
+    assert zombie.last.startswith("Error: "), zombie.said
     assert "Traceback" not in zombie.said, zombie.said
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ class Watcher:
     """Reads the database of one run; never writes."""
 
     def __init__(self, url: str) -> None:
-        self._engine = _read_only(url)
+        self._url = sa.make_url(url)
+        self._engine = _read_only(self._url)
 
     def count(self) -> int | None:
         """How many answers are committed; None while the database does not answer or is not there yet."""
@@ -48,18 +50,29 @@ class Watcher:
         told = json.loads(state) if isinstance(state, str) else state  # SQLite has no type for JSON
         return {actor["pid"] for actor in told.get("actors", ()) if actor["state"] == "decoding"}
 
+    def is_locked(self) -> bool:
+        """Whether someone is writing into the SQLite file; False for PostgreSQL, which locks rows."""
+        if self._url.get_backend_name() != "sqlite":
+            return False
+        with closing(sqlite3.connect(str(self._url.database), timeout=0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return True
+            connection.execute("ROLLBACK")
+            return False
+
     def close(self) -> None:
         """Let go of the database."""
         self._engine.dispose()
 
 
-def _read_only(url: str) -> sa.Engine:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite":
+def _read_only(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "sqlite":
         return sa.create_engine(
-            url, creator=lambda: sqlite3.connect(f"file:{parsed.database}?mode=ro", uri=True)
+            url, creator=lambda: sqlite3.connect(f"file:{url.database}?mode=ro", uri=True)
         )
-    return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
 
 
 def by_key(fetched: Iterable[tuple[Any, ...]]) -> dict[Key, tuple[Any, ...]]:

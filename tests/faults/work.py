@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from random import Random
 from secrets import token_hex
 from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import NoReturn
 
 from tests.faults.postgres import Postgres, postgres
 from tests.faults.sessions import Session, Sessions, sessions
@@ -73,13 +76,27 @@ def _at(address: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def prepared(documents: int) -> Iterator[Work]:
-    """A folder with everything, a PostgreSQL server, and no process of either left behind."""
+    """A folder with everything, a PostgreSQL server, and no process of either left behind, even on SIGTERM."""
     # Not in pytest's folder: Ray's sockets need short paths, and PostgreSQL's user must be able to get there.
-    with TemporaryDirectory(prefix="hbf-", ignore_cleanup_errors=True) as name:
+    with _terminable(), TemporaryDirectory(prefix="hbf-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         _write(folder, documents)
         with postgres(folder) as server, sessions(folder, _environment(folder)) as started:
             yield Work(folder, started, server, answers=2 * (documents + _CHOICES))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM leave the block as an exception, so that everything is ended; Python would just die."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _write(folder: Path, documents: int) -> None:
