@@ -14,6 +14,8 @@ from harp_batch.errors import DatabaseError, RunNotFound
 if TYPE_CHECKING:
     from harp_batch.store import RunSummary
 
+WHOLE_ID = 32  # characters of a run's id
+
 
 @click.command()
 @click.argument("run")
@@ -25,15 +27,15 @@ def cancel(run: str, db_url: str, address: str | None) -> None:
     The run may be driven by any process, here or elsewhere; `cancel` returns when that has stopped. A
     cancelled run cannot be resumed: to stop a run that is to go on later, press Ctrl-C where it runs.
 
-    A detached run that its driver has not created in the database yet is stopped in its Ray cluster, if
-    --address or RAY_ADDRESS says which that is.
+    A detached run that its driver has not created in the database yet is stopped in its Ray cluster, if RUN is
+    its whole id and --address or RAY_ADDRESS says which cluster that is.
 
     RUN is a run's id, a unique prefix of one, a run's name (the newest of that name) or `latest`.
 
     \b
     Examples:
       harp-batch cancel latest
-      harp-batch cancel 3f2a9c01 --address http://127.0.0.1:8265
+      harp-batch cancel 3f2a9c01b5d84e7fa6c2908d1e4b7f35 --address http://127.0.0.1:8265
     """
     with display() as screen:
         report = ProgressReport(screen)
@@ -55,11 +57,11 @@ def _cancel(run: str, db_url: str, report: ProgressReport) -> RunSummary:
 
 
 def _cancel_if_known(run: str, db_url: str, report: ProgressReport) -> RunSummary | None:
-    """Cancel what the driver, now stopped, may have created meanwhile; None where it is not known."""
+    """Cancel what the driver, now stopped, may have created meanwhile; None where there is no such run."""
     try:
         return _cancel(run, db_url, report)
-    except (RunNotFound, DatabaseError) as unknown:
-        click.echo(f"the driver of run {run} is stopped, and there is nothing to cancel: {unknown}", err=True)
+    except RunNotFound:
+        click.echo(f"the driver of run {run} is stopped before it created the run", err=True)
         return None
 
 
@@ -67,7 +69,7 @@ def _stopped_in_the_cluster(run: str, address: str | None, report: ProgressRepor
     """Whether the named cluster had a job of that run, which is stopped now."""
     from harp_batch.cluster.jobs import Jobs, default_address
 
-    if not (address or default_address()):
+    if len(run) != WHOLE_ID or not (address or default_address()):
         return False
     jobs = Jobs(address)
     job = jobs.newest(run)

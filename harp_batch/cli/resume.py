@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from harp_batch.cli.options import address_option, data_dir_option, db_option, detach_option
+from harp_batch.cli.progress import ProgressReport, display
 from harp_batch.cli.running import attend
-from harp_batch.cli.standing import HEARD_WITHIN, Standing
 from harp_batch.cli.status import short_id
-from harp_batch.errors import RunBusy, UserError
+from harp_batch.errors import UserError
 from harp_batch.records import RunStatus
 
 
@@ -47,26 +47,15 @@ def resume(run: str, data_dir: Path | None, db_url: str, address: str | None, de
 
 
 def _detach(run: str, data_dir: Path | None, db_url: str, address: str | None) -> None:
+    """Refuse here what the driver in the cluster would refuse where nobody looks, then send it."""
+    from harp_batch import service
     from harp_batch.cli.detach import data_dir_arguments, send
     from harp_batch.store import open_store
 
-    with open_store(db_url, create=False, read_only=True) as store:
+    with open_store(db_url, create=False, read_only=True) as store, display() as screen:
         found = store.find_run(run)
-        _require_free(Standing.of(found, store.attempts(found.id)))
+        if found.status is RunStatus.DONE:
+            raise UserError(f"run {found.name} ({short_id(found)}) is done: there is nothing to resume")
+        service.require_resumable(store, found, ProgressReport(screen).phase)
     arguments = ["resume", found.id, *data_dir_arguments(data_dir)]
     send(found.name, found.id, arguments, db_url=db_url, address=address)
-
-
-def _require_free(standing: Standing) -> None:
-    """Refuse here what the driver in the cluster would refuse where nobody looks."""
-    run = standing.run
-    called = f"run {run.name} ({short_id(run)})"
-    if run.status in (RunStatus.DONE, RunStatus.CANCELLED):
-        raise UserError(f"{called} is {run.status}: there is nothing to resume")
-    if run.status is RunStatus.RUNNING and not standing.in_doubt:
-        holder = standing.attempts[-1]
-        raise RunBusy(
-            f"{called} is being driven by process {holder.pid} on {holder.host}; stop that first, or try again in "
-            f"{HEARD_WITHIN:.0f} s if it is gone",
-            holder,
-        )

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from harp_batch.cli import numbers
 from harp_batch.cli.output import UNDEFINED, Rows, cell, text_table
+from harp_batch.place import host_name
 from harp_batch.records import RunStatus
+from harp_batch.store import LEASE
 
 if TYPE_CHECKING:
     from harp_batch.store import Attempt, RunSummary
-
-HEARD_WITHIN = 15.0  # seconds; a driver writes every 2, and one that is silent for so long may be replaced
 
 Table = tuple[str, list[str], Rows]  # a heading, columns, rows
 
@@ -43,7 +43,7 @@ class Standing:
     def in_doubt(self) -> bool:
         """Whether the run counts as running and nobody seems to drive it."""
         running = self.run.status is RunStatus.RUNNING
-        return running and (self.silence is None or self.silence > HEARD_WITHIN)
+        return running and (self.silence is None or self.silence > LEASE)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Standing:
             return
         state, last = self.state, self.attempts[-1]
         heard = f"heard from {numbers.duration(self.silence)} ago"
-        yield f"driver: process {last.pid} on {cell(last.host)}, {heard}"
+        yield f"driver: process {last.pid} on {cell(host_name(last.host))}, {heard}"
         if state.get("phase"):
             yield f"doing: {cell(state['phase'])}"
         if state.get("rate") is not None:
@@ -136,7 +136,7 @@ def _attempt(a: Attempt) -> list[Any]:
     took = ((a.ended_at or a.heartbeat_at) - a.started_at).total_seconds()
     return [
         a.epoch,
-        a.host,
+        host_name(a.host),
         a.pid,
         f"{a.started_at.astimezone():%Y-%m-%d %H:%M}",
         numbers.duration(took),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from harp_batch.decode.process import prepare_process
 from harp_batch.decode.text import answer_text
 from harp_batch.errors import HarpBatchError, ModelError
 from harp_batch.models import LocalModel, load_model, load_tokenizer, resolve
+from harp_batch.place import here
 from harp_batch.records import Answer, Completion, FinishReason, Request, Score, TokenTrace
 
 log = logging.getLogger(__name__)
@@ -45,12 +45,11 @@ class Reply:
 
     answers: tuple[tuple[LeaseId, Answer], ...]
     ready: bool  # the model is loaded
-    busy: bool  # there is something to decode: ``steps`` must keep counting
     steps: int  # engine steps so far
     clock: float  # seconds of the worker's own monotonic clock
     waiting: int  # requests that have no slot yet
     forward_tokens: int  # of all finished answers so far
-    host: str
+    place: str  # see `place.here`
     pid: int
     error: str | None = None  # the worker is of no more use; what broke it
 
@@ -76,7 +75,6 @@ class Worker:
         self._news = threading.Condition()
         self._stopping = False
         self._ready = False
-        self._busy = False
         self._steps = 0
         self._waiting = 0
         self._forward_tokens = 0
@@ -96,12 +94,11 @@ class Worker:
             return Reply(
                 answers=answers,
                 ready=self._ready,
-                busy=self._busy or not self._inbox.empty(),
                 steps=self._steps,
                 clock=time.monotonic(),
                 waiting=self._waiting,
                 forward_tokens=self._forward_tokens,
-                host=socket.gethostname(),
+                place=here(),
                 pid=os.getpid(),
                 error=self._error,
             )
@@ -150,7 +147,7 @@ class Worker:
             for ticket, outcome in finished
         ]
         with self._news:
-            self._busy, self._steps, self._waiting = engine.busy, engine.steps, engine.waiting
+            self._steps, self._waiting = engine.steps, engine.waiting
             self._forward_tokens += sum(answer.forward_tokens for _, answer in answers)
             self._outbox += answers
             if answers:

@@ -126,14 +126,18 @@ class Dispatcher:
         """How many requests ``actor`` holds that lack an answer."""
         return sum(len(o.missing) for o in self._held(actor))
 
+    def isolates(self, actor: str) -> bool:
+        """Whether ``actor`` holds a suspect."""
+        return any(o.suspect for o in self._held(actor))
+
     def next_for(self, actor: str) -> Lease | None:
         """Lease the first queued shard to ``actor``; None when there is none that it may have now.
 
         Suspects go out when no shard is queued, to actors that hold nothing.
         """
-        held = self._held(actor)
-        if any(o.suspect for o in held):
+        if self.isolates(actor):
             return None
+        held = self._held(actor)
         if self._queue:
             evaluation = self._open[self._queue[0]].shard.evaluation_id
             fits = all(o.shard.evaluation_id == evaluation for o in held)

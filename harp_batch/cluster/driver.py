@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -26,6 +26,7 @@ from harp_batch.cluster.dispatcher import Dispatcher, Lease
 from harp_batch.cluster.layout import Group, Node, Wishes, lay_out
 from harp_batch.cluster.loop import Hand, Loop, Lost, Watcher
 from harp_batch.errors import ClusterError
+from harp_batch.place import here
 from harp_batch.records import Shard
 
 KNOCK = 5.0  # seconds for a connection to a cluster's address
@@ -62,7 +63,7 @@ def _start(address: str) -> None:
             logging_level=logging.ERROR,
             **(own if address == "local" else {}),
         )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as exc:
+    except Exception as exc:  # Ray raises plain ones, too: for a node that does not start in time
         reason = str(exc).strip().partition("\n")[0]
         raise ClusterError(
             f"Ray cannot be used at {address!r} ({reason}); see `ray status`, and where the cluster wants a token, "
@@ -155,15 +156,12 @@ class RayCrew:
         if not self._wishes.elastic or time.monotonic() - self._surveyed < SURVEY:
             return
         self._surveyed = time.monotonic()
+        there = nodes()
         try:
-            wanted = lay_out(nodes(), self._wishes)
-        except ClusterError:  # it has nothing left: those who wait, wait
-            wanted = []
-        if [g.device for g in wanted] == [g.device for g in self._groups]:
-            pairs = zip(self._groups, wanted, strict=True)
-            self._groups = [Group(new.actors, old.cpus, old.gpus, old.threads) for old, new in pairs]
-        elif not wanted:
-            self._groups = [Group(0, old.cpus, old.gpus, old.threads) for old in self._groups]
+            wanted = {group.device: group.actors for group in lay_out(there, self._wishes)}
+        except ClusterError:  # the nodes with GPUs are gone, or all of them
+            wanted = {"cpu": self._wishes.cpu_actors} if there else {}
+        self._groups = [replace(group, actors=wanted.get(group.device, 0)) for group in self._groups]
 
     def _start(self, place: int, group: Group) -> Hand:
         actor = ray.remote(Worker).options(
@@ -183,7 +181,7 @@ class RayCrew:
         """Kill the actor. One of this machine is killed by its process, too: a stopped process does not hear Ray."""
         member = self._members.pop(name)
         ray.kill(member.handle)
-        if member.last is not None and not member.dead and member.last.host == socket.gethostname():
+        if member.last is not None and not member.dead and member.last.place == here():
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(member.last.pid, signal.SIGKILL)
 
@@ -200,7 +198,7 @@ class RayCrew:
         """Who has replied is asked again at once, and holds its reply back for up to ``patience`` seconds."""
         by_poll = {member.poll: name for name, member in self._members.items()}
         if not by_poll:
-            time.sleep(patience)
+            time.sleep(0 if everyone else patience)
             return
         heard = [m for m in self._members.values() if m.last is not None]
         wanted = max(len(heard), 1) if everyone else 1

@@ -11,14 +11,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from harp_batch.cluster.actor import Reply, error_answer
-from harp_batch.cluster.dispatcher import Dispatcher, Key, Lease, LeaseId
+from harp_batch.cluster.dispatcher import ALONE, Dispatcher, Key, Lease, LeaseId
 from harp_batch.errors import RunFailed
+from harp_batch.place import host_name
 from harp_batch.records import Answer
 
 PATIENCE = 0.25  # seconds that one round waits for replies
 LAST_WORDS = 4.0  # seconds that actors get to hand over what is finished when the run is stopped
 START_SECONDS = 300.0  # for an actor's first word, where the cluster has room for it
 BARREN_LOSSES = 8  # actors lost in a row, per actor, without one answer in between
+GIVEN_UP = 10  # requests given up in a row without one answer in between
+FAILED_STARTS = 8  # in a row, while nobody else is at work
+LONGEST_PAUSE = 60.0  # seconds between two such starts
 ABSENCE = 2.0  # seconds between two rounds that are more than the usual delay
 NOTES = 20  # losses that are remembered for people
 
@@ -108,9 +112,9 @@ class _Member:
     def ready(self) -> bool:
         return self.reply is not None and self.reply.ready
 
-    def heard(self, reply: Reply, now: float) -> None:
+    def heard(self, reply: Reply, now: float, owes: bool) -> None:
         before, self.reply = self.reply, reply
-        if before is None or not (reply.ready and before.ready and reply.busy) or reply.steps > before.steps:
+        if before is None or not (reply.ready and before.ready and owes) or reply.steps > before.steps:
             self.stepped_at = now
 
 
@@ -137,7 +141,11 @@ class Loop:
         self._losses = 0
         self._barren = 0  # losses since the last answer
         self._notes: deque[str] = deque(maxlen=NOTES)
-        self._heard_at = clock.now()
+        self._looked_at = clock.now()
+        self._given_up = 0  # in a row
+        self._ever_ready = False
+        self._failed_starts = 0  # in a row
+        self._hire_at = 0.0  # not before this moment
         self._alone_since: float | None = None  # when there was last nobody, and nobody to be hired
 
     def run(self) -> bool:
@@ -156,11 +164,10 @@ class Loop:
         """One round."""
         self._hire()
         if self._watcher.has_room():
-            self._excuse_absence()
             self._hear(PATIENCE)
+            self._excuse_absence()
             self._drop_hung()
             self._top_up()
-            self._heard_at = self._clock.now()
         else:
             self._clock.sleep(PATIENCE)
         self._watcher.tick(self._view())
@@ -170,18 +177,20 @@ class Loop:
 
         Too many answers waited for the store, or this very process stood still.
         """
-        away = self._clock.now() - self._heard_at
+        now = self._clock.now()
+        away, self._looked_at = now - self._looked_at, now
         if away > ABSENCE:
             for member in self._members.values():
-                member.stepped_at += away
+                member.stepped_at = min(now, member.stepped_at + away)
 
     # Actors
 
     def _hire(self) -> None:
         now = self._clock.now()
-        while hand := self._crew.hire():
+        while now >= self._hire_at and (hand := self._crew.hire()):
             self._members[hand.name] = _Member(hand, hired_at=now, stepped_at=now)
-        if self._members:
+        waits_for_its_first_place = bool(self._members) and not self._losses
+        if waits_for_its_first_place or any(member.reply for member in self._members.values()):
             self._alone_since = None
         elif self._alone_since is None:
             self._alone_since = now
@@ -199,20 +208,18 @@ class Loop:
                 self._listen(name, reply)
 
     def _listen(self, name: str, reply: Reply) -> None:
-        self._members[name].heard(reply, self._clock.now())
+        self._members[name].heard(reply, self._clock.now(), owes=self._dispatcher.load(name) > 0)
+        if reply.ready:
+            self._ever_ready, self._failed_starts = True, 0
         by_lease: dict[LeaseId, list[Answer]] = defaultdict(list)
         for lease, answer in reply.answers:
             by_lease[lease].append(answer)
         for lease, answers in by_lease.items():
             self._take(lease, answers)
         if reply.answers:
-            self._barren = 0
+            self._barren = self._given_up = 0
         if reply.error:
             self._broken(name, reply)
-
-    @property
-    def _anyone_ready(self) -> bool:
-        return any(member.ready for member in self._members.values())
 
     def _take(self, lease: LeaseId, answers: list[Answer]) -> None:
         """Hand over what counts, once."""
@@ -224,29 +231,44 @@ class Loop:
             self._watcher.answers([answer for key, answer in by_key.items() if key in new])
 
     def _broken(self, name: str, reply: Reply) -> None:
-        if not reply.ready and not self._anyone_ready:
-            raise RunFailed(f"an actor could not load the model: {reply.error}")
-        self._lose(name, Lost(reply.error or "", blameless=not reply.ready))
+        if reply.ready:
+            self._lose(name, Lost(reply.error or ""))
+        else:
+            reason = f"it could not load the model: {reply.error}"
+            self._lose(name, Lost(reason, blameless=True, never_started=True))
 
     def _lose(self, name: str, lost: Lost) -> None:
+        """Forget the actor, and have what it held done again; how often suspects may be lost is the dispatcher's."""
+        self._barren += not lost.blameless and not self._dispatcher.isolates(name)
+        self._losses += 1
+        self._notes.append(f"{name} was lost: {lost.reason}")
         del self._members[name]
         self._crew.drop(name)
-        if lost.never_started and not self._anyone_ready:
-            raise RunFailed(f"an actor could not start: {lost.reason}")
-        self._losses += 1
-        self._barren += not lost.blameless
-        self._notes.append(f"{name} was lost: {lost.reason}")
+        if lost.never_started:
+            self._start_failed(lost.reason)
         for lease in self._dispatcher.actor_lost(name, blameless=lost.blameless):
             self._give_up(lease, lost.reason)
-        allowed = BARREN_LOSSES * max(len(self._members) + 1, 1)
-        if self._barren > allowed:
+        if self._barren > BARREN_LOSSES * (len(self._members) + 1):
             raise RunFailed(f"{self._barren} actors were lost in a row without one answer: {lost.reason}")
 
+    def _start_failed(self, reason: str) -> None:
+        """Once an actor has worked, another one's failed start may pass: what went before may still hold the device."""
+        self._failed_starts += 1
+        at_work = any(member.ready for member in self._members.values())
+        if not at_work and (not self._ever_ready or self._failed_starts > FAILED_STARTS):
+            raise RunFailed(f"an actor could not start: {reason}")
+        self._hire_at = self._clock.now() + min(2.0**self._failed_starts, LONGEST_PAUSE)
+
     def _give_up(self, lease: Lease, reason: str) -> None:
-        message = f"given up after {lease.epoch - 1} actors were lost with it alone: {reason}"
+        message = f"given up after {ALONE} actors were lost with it alone: {reason}"
         errors = [error_answer(lease.evaluation_id, request, message) for request in lease.requests]
         self._notes.extend(f"document {r.doc_id} of {r.task}: {message}" for r in lease.requests)
         self._take(lease.id, errors)
+        self._given_up += 1
+        if self._given_up > GIVEN_UP:
+            raise RunFailed(
+                f"{self._given_up} requests in a row killed every actor that they were given to: {reason}"
+            )
 
     def _drop_hung(self) -> None:
         """A stopped process raises nothing, ever: what has not moved for too long is replaced."""
@@ -288,7 +310,7 @@ class Loop:
         return {
             "name": name,
             "state": self._state(member),
-            "host": reply.host if reply else None,
+            "host": host_name(reply.place) if reply else None,
             "pid": reply.pid if reply else None,
             "device": member.hand.device,
             "requests": self._dispatcher.load(name),

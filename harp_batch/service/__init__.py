@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harp_batch.cluster import driver
 from harp_batch.cluster.layout import Wishes, lay_out
-from harp_batch.errors import HarpBatchError, LeaseLost, RunFailed, UserError
+from harp_batch.errors import HarpBatchError, LeaseLost, RunFailed, StoreUnavailable, UserError
 from harp_batch.job import JobSpec
 from harp_batch.records import RunStatus
 from harp_batch.service.attempts import begin, cancel_run, require_undriven
@@ -26,7 +26,7 @@ from harp_batch.store.migrate import require_usable
 from harp_batch.store.query import QueryResult, run_query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = [
     "EvaluationProgress",
@@ -37,6 +37,7 @@ __all__ = [
     "cancel",
     "plan",
     "query",
+    "require_resumable",
     "results",
     "resume",
     "status",
@@ -75,7 +76,7 @@ def submit(
         }
         planned = replace(planned, run=replace(planned.run, versions=versions))
         store.create_run(planned.run)
-        return _execute(planned, wishes, store, begin(store, planned.run.id, observer.phase), observer)
+        return _execute(planned, wishes, store, observer)
 
 
 def resume(
@@ -96,20 +97,23 @@ def resume(
         if found.status == RunStatus.DONE:
             observer.finished(found)
             return found
-        if found.status == RunStatus.CANCELLED:
-            raise UserError(
-                f"run {found.name} ({found.id[:8]}) was cancelled, which is final; submit it anew"
-            )
-        require_undriven(store, found, observer.phase)  # before minutes of work
+        require_resumable(store, found, observer.phase)  # before minutes of work
         planned = replan(store.load_run(found.id), data_dir, observer.phase)
         with _cluster(planned.spec, address, observer) as wishes:
-            return _execute(planned, wishes, store, begin(store, found.id, observer.phase), observer)
+            return _execute(planned, wishes, store, observer)
+
+
+def require_resumable(store: Store, run: RunSummary, say: Callable[[str], None]) -> None:
+    """Raise UserError for a cancelled run, and RunBusy where another process drives it."""
+    if run.status == RunStatus.CANCELLED:
+        raise UserError(f"run {run.name} ({run.id[:8]}) was cancelled, which is final; submit it anew")
+    require_undriven(store, run, say)
 
 
 def cancel(run_ref: str, *, db_url: str, observer: Observer | None = None) -> RunSummary:
     """Stop the run for good, wherever it is driven, and return how it ended; what is committed stays.
 
-    Raises UserError for a run that is done.
+    Raises UserError for a run that is done, RunFailed where its driver does not stop.
     """
     observer = observer or Silent()
     with open_store(db_url, create=False) as store:
@@ -147,25 +151,38 @@ def _cluster(spec: JobSpec, address: str | None, observer: Observer) -> Iterator
         yield wishes
 
 
-def _execute(planned: Plan, wishes: Wishes, store: Store, attempt: Attempt, observer: Observer) -> RunSummary:
+def _execute(planned: Plan, wishes: Wishes, store: Store, observer: Observer) -> RunSummary:
     run_id = planned.run.id
-    observer.started(store.find_run(run_id))
-    with stop_signals() as stop, _failure_recorded(store, attempt):
-        with closing(Recorder(planned, store, attempt, observer, stop)) as recorder:
-            complete = decode(planned, wishes, recorder)
-            if complete:
-                recorder.phase("computing the results")
-                save_metrics(planned, store)
-        unfinished = RunStatus.CANCELLED if recorder.cancelled else RunStatus.INTERRUPTED
-        store.end_attempt(attempt, RunStatus.DONE if complete else unfinished)
-    ended = store.find_run(run_id)
+    with stop_signals() as stop:
+        attempt = _begin(store, run_id, observer)
+        with _failure_recorded(store, attempt):
+            observer.started(store.find_run(run_id))
+            with closing(Recorder(planned, store, attempt, observer, stop)) as recorder:
+                complete = decode(planned, wishes, recorder)
+                if complete:
+                    recorder.phase("computing the results")
+                    recorder.patiently(lambda: save_metrics(planned, store))
+            unfinished = RunStatus.CANCELLED if recorder.cancelled else RunStatus.INTERRUPTED
+            recorder.require_reachable()
+            recorder.patiently(lambda: store.end_attempt(attempt, RunStatus.DONE if complete else unfinished))
+            ended = recorder.patiently(lambda: store.find_run(run_id))
     observer.finished(ended)
     return ended
 
 
+def _begin(store: Store, run_id: str, observer: Observer) -> Attempt:
+    try:
+        return begin(store, run_id, observer.phase)
+    except StoreUnavailable as exc:
+        raise StoreUnavailable(f"{exc}; go on with `harp-batch resume {run_id[:8]}` when it does") from exc
+
+
 @contextmanager
 def _failure_recorded(store: Store, attempt: Attempt) -> Iterator[None]:
-    """Leave no run behind as RUNNING that nobody runs; what goes wrong leaves as one sentence."""
+    """Leave no run behind as RUNNING that nobody runs; what goes wrong leaves as one sentence.
+
+    Where the database is away nothing can be written down; the run is free again when the lease has run out.
+    """
     try:
         yield
     except KeyboardInterrupt:
@@ -173,6 +190,9 @@ def _failure_recorded(store: Store, attempt: Attempt) -> Iterator[None]:
         raise
     except LeaseLost:
         raise
+    except StoreUnavailable as exc:
+        again = f"what is committed stays: go on with `harp-batch resume {attempt.run_id[:8]}` when it does"
+        raise StoreUnavailable(f"{exc}; {again}") from exc
     except Exception as exc:
         failure = exc if isinstance(exc, HarpBatchError) else RunFailed(_sentence(attempt.run_id, exc))
         with suppress(HarpBatchError):  # the store may be what broke

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import psutil
 
-from harp_batch.errors import RunBusy, UserError
+from harp_batch.errors import RunBusy, RunFailed, UserError
+from harp_batch.place import here, host_name
 from harp_batch.records import RunStatus
-from harp_batch.service.writer import HEARTBEAT, LEASE
-from harp_batch.store import Attempt, RunSummary, Store
+from harp_batch.store import HEARTBEAT, LEASE, Attempt, RunSummary, Store
 
 Say = Callable[[str], None]
 GLANCE = 0.25  # seconds between two looks at another driver
@@ -38,14 +37,14 @@ def begin(store: Store, run_id: str, say: Say) -> Attempt:
             if silent is not None and _beats(holder) != _beats(silent):
                 raise
             if silent is None:
-                say(f"listening for the run's driver, process {holder.pid} on {holder.host}")
+                say(f"listening for the run's driver, process {holder.pid} on {host_name(holder.host)}")
             silent = holder
         time.sleep(GLANCE)
 
 
 def _acquire(store: Store, run_id: str, silent: Attempt | None) -> Attempt:
     gone = silent.epoch if silent is not None and _gone(silent) else None
-    return store.acquire(run_id, socket.gethostname(), os.getpid(), stale_after=LEASE, taking_over=gone)
+    return store.acquire(run_id, here(), os.getpid(), stale_after=LEASE, taking_over=gone)
 
 
 def require_undriven(store: Store, run: RunSummary, say: Say) -> None:
@@ -55,8 +54,8 @@ def require_undriven(store: Store, run: RunSummary, say: Say) -> None:
         if _driven(store, run.id):
             holder = store.attempts(run.id)[-1]
             raise RunBusy(
-                f"run {run.name} ({run.id[:8]}) is being driven by {holder.host} (process {holder.pid}), heard from "
-                f"just now; stop it there with Ctrl-C, or with `harp-batch cancel {run.id[:8]}`",
+                f"run {run.name} ({run.id[:8]}) is being driven by {host_name(holder.host)} (process {holder.pid}), "
+                f"heard from just now; stop it there with Ctrl-C, or with `harp-batch cancel {run.id[:8]}`",
                 holder,
             )
 
@@ -64,18 +63,18 @@ def require_undriven(store: Store, run: RunSummary, say: Say) -> None:
 def cancel_run(store: Store, run: RunSummary, say: Say) -> None:
     """End the run for good; what is committed stays.
 
-    Raises UserError where it is done already, or where its driver does not stop.
+    Raises UserError where it is done already, RunFailed where its driver does not stop.
     """
-    store.request_cancel(run.id)
     deadline = time.monotonic() + CANCEL_SECONDS
     while (status := store.find_run(run.id).status) is not RunStatus.CANCELLED:
         if status is RunStatus.DONE:
             raise UserError(f"run {run.name} ({run.id[:8]}) is done already: there is nothing to cancel")
         if time.monotonic() > deadline:
-            raise UserError(
+            raise RunFailed(
                 f"the driver of run {run.name} ({run.id[:8]}) was asked to stop and has not done so for "
                 f"{CANCEL_SECONDS:.0f} s; it will when it next reaches the database"
             )
+        store.request_cancel(run.id)  # again and again: a driver may just have begun
         if not _driven(store, run.id):
             with suppress(UserError):  # it came back, or another one cancelled it
                 store.end_attempt(begin(store, run.id, say), RunStatus.CANCELLED)
@@ -94,7 +93,7 @@ def _driven(store: Store, run_id: str) -> bool:
 
 def _gone(attempt: Attempt) -> bool:
     """Whether the attempt's process was of this machine and is no more."""
-    return attempt.host == socket.gethostname() and not psutil.pid_exists(attempt.pid)
+    return attempt.host == here() and not psutil.pid_exists(attempt.pid)
 
 
 def _beats(attempt: Attempt) -> tuple[int, object]:

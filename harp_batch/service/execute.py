@@ -6,24 +6,27 @@ import math
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from threading import Event, current_thread, main_thread
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from harp_batch.cluster.actor import Recipe
+from harp_batch.cluster.buffer import Buffer
 from harp_batch.cluster.dispatcher import cut
 from harp_batch.cluster.driver import run_model
 from harp_batch.cluster.layout import Wishes
 from harp_batch.cluster.loop import View
+from harp_batch.errors import StoreUnavailable
 from harp_batch.records import Answer, Evaluation, FinishReason, Request, Shard
 from harp_batch.service.plan import Plan
 from harp_batch.service.progress import Observer, Tally
-from harp_batch.service.writer import Writer
+from harp_batch.service.writer import OUTAGE, Writer
 from harp_batch.store import Attempt, Store
 
+T = TypeVar("T")
 FLUSH = 4.0  # seconds that answers get to be committed when the run is stopped
 RATE_WINDOW = 30.0  # seconds over which the rate is taken
 
@@ -40,6 +43,7 @@ class Recorder:
         self._tally = Tally(plan.run.evaluations)
         self._view = View((), {}, 0, ())
         self._phase = ""
+        self._deadline = math.inf  # for what still waits when the run is stopped
         self._rate: deque[tuple[float, int]] = deque()
         self._told: list[str] = []
         self._evaluations = {e.id: e for e in plan.run.evaluations}
@@ -55,8 +59,8 @@ class Recorder:
 
     def missing(self, evaluation: Evaluation) -> list[Request]:
         """The requests of ``evaluation`` that the store has no answer for; the others are counted."""
-        self._tally.remember(self._store.answers(evaluation.id))
-        answered = self._store.answered(evaluation.id)
+        self._tally.remember(self.patiently(lambda: list(self._store.answers(evaluation.id))))
+        answered = self.patiently(lambda: self._store.answered(evaluation.id))
         return [r for key, r in self._requests[evaluation.id].items() if key not in answered]
 
     def phase(self, text: str) -> None:
@@ -93,17 +97,38 @@ class Recorder:
 
     def finish(self) -> bool:
         """Wait until every answer is committed; False where the run was stopped and some could not be."""
-        deadline = math.inf
-
-        def give_up() -> bool:
-            nonlocal deadline
-            if self.should_stop():
-                deadline = min(deadline, time.monotonic() + FLUSH)
-            return time.monotonic() > deadline
-
-        self._writer.drain(give_up)
+        self._writer.drain(self._given_up)
         self._observer.progress(self._tally.progress(time.monotonic() - self._began, 0))
         return not self._writer.waiting
+
+    def require_reachable(self) -> None:
+        """Raise StoreUnavailable where the run was stopped while the database is away; asking again takes too long."""
+        if self.should_stop() and self._writer.away:
+            raise StoreUnavailable(
+                "the run is stopped while its database does not answer, "
+                f"which lacks the last {self._writer.waiting} answers"
+            )
+
+    def patiently(self, ask: Callable[[], T]) -> T:
+        """What the store answers, however long it is away.
+
+        Raises StoreUnavailable where the run is stopped meanwhile, or after an hour.
+        """
+        waits = Buffer()
+        while True:
+            try:
+                return ask()
+            except StoreUnavailable:
+                if self._given_up() or waits.failed(time.monotonic()) > OUTAGE:
+                    raise
+            while not waits.may_try(time.monotonic()) and not self._given_up():
+                time.sleep(0.1)
+
+    def _given_up(self) -> bool:
+        """Whether the run was stopped, and the time for last things is over."""
+        if self.should_stop():
+            self._deadline = min(self._deadline, time.monotonic() + FLUSH)
+        return time.monotonic() > self._deadline
 
     def _tell_news(self, view: View) -> None:
         for note in self._notes(view):

@@ -12,10 +12,9 @@ from typing import Any
 from harp_batch.cluster.buffer import Buffer
 from harp_batch.errors import StoreUnavailable
 from harp_batch.records import Answer
-from harp_batch.store import Attempt, Store
+from harp_batch.store import HEARTBEAT, Attempt, Store
 
-HEARTBEAT = 2.0  # seconds
-LEASE = 15.0  # seconds after which a driver that is not heard from may be replaced
+LAST_SECONDS = 2.0  # for the thread to end
 OUTAGE = 3600.0  # seconds that a database may be away before the run gives up
 
 Snapshot = Callable[[], tuple[dict[str, Any], float]]  # what a heartbeat tells: state, seconds of decoding
@@ -86,11 +85,11 @@ class Writer:
         self.check()
 
     def close(self) -> None:
-        """End the thread after what it is doing now."""
+        """End the thread after what it is doing now; one that waits for the database is left behind."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(LAST_SECONDS)
 
     def _work(self) -> None:
         try:

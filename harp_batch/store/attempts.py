@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from harp_batch.errors import LeaseLost, RunBusy, RunNotFound, UserError
+from harp_batch.place import host_name
 from harp_batch.records import RunStatus
 from harp_batch.store.run_records import Attempt
 from harp_batch.store.schema import AttemptRow, Run
@@ -161,7 +162,7 @@ def _ended_so(connection: sa.Connection, attempt: Attempt, status: RunStatus) ->
 def _lost(connection: sa.Connection, attempt: Attempt) -> LeaseLost:
     newest = attempts_of(connection, attempt.run_id)[-1:]
     if newest and newest[0].epoch > attempt.epoch:
-        by = f"was taken over by {newest[0].host} (process {newest[0].pid})"
+        by = f"was taken over by {host_name(newest[0].host)} (process {newest[0].pid})"
     else:
         by = "was ended by another process"
     return LeaseLost(f"run {attempt.run_id[:8]} {by}: this driver stops, and what it committed stays")

@@ -10,6 +10,9 @@ from typing import Any
 
 from harp_batch.records import Evaluation, Request, RunStatus
 
+HEARTBEAT = 2.0  # seconds between two signs of life of a run's driver
+LEASE = 15.0  # seconds after which a driver that is not heard from may be replaced
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:

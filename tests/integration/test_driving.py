@@ -33,7 +33,7 @@ models: [{{ref: {model}, chat_template: false}}]
 tasks: [{{task: demo_arithmetic, limit: 24}}]
 methods: [harp: {{theta: 0.5}}]
 generation: {{max_new_tokens: 40}}
-cluster: {{actors: 2, slots: 2, shard_size: 3, hang_timeout: 2}}
+cluster: {{actors: 2, slots: 2, shard_size: 3, hang_timeout: 4}}
 """
 
 
@@ -90,7 +90,7 @@ class TestOnOneMachine:
         every_view.append(stop_one)
         run = service.submit(spec, db_url=sqlite_url)
         assert (run.status, run.answered, given_up(sqlite_url, run)) == (RunStatus.DONE, DOCUMENTS, [])
-        assert (len(stopped), losses[-1]) == (1, 1)
+        assert (len(stopped), losses[-1] >= 1) == (1, True)
         with pytest.raises(ProcessLookupError):
             wait_until_gone(stopped[0])
 
@@ -173,7 +173,7 @@ def test_nodes_join_and_leave_a_run(
 ) -> None:
     """One node begins, two join, and one of three is lost without a word."""
     ray.shutdown()  # another test's cluster
-    elastic = parse_job(JOB.format(model=tiny_llama).replace("actors: 2", "actors: auto").replace("24", "80"))
+    elastic = parse_job(JOB.replace("actors: 2", "actors: auto").replace("24", "80").format(model=tiny_llama))
     nodes = [cluster.add_node(num_cpus=1)]
     most: list[int] = []
     notes: list[tuple[str, ...]] = []

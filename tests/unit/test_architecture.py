@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "harp_batch"
 
 # A part may import itself and parts of a lower layer.
 LAYERS = (
-    {"errors", "records", "cache"},
+    {"errors", "records", "cache", "place"},
     {"job", "models", "tasks", "decode", "store", "analysis"},
     {"cluster", "report"},
     {"service"},

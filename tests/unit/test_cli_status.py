@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harp_batch.cli.app import app
-from harp_batch.cli.standing import HEARD_WITHIN, Standing
+from harp_batch.cli.standing import Standing
 from harp_batch.records import RunStatus
-from harp_batch.store import Store, open_store
+from harp_batch.store import LEASE, Store, open_store
 from tests.support.store_records import a_run, an_answer
 
 RUN = "c0ffee0123456789"
@@ -148,9 +148,9 @@ def test_a_driver_that_is_silent_is_in_doubt(url: str) -> None:
     with open_store(url, read_only=True) as store:
         standing = seen_after(store, 0.0)
         assert not standing.in_doubt
-        assert not seen_after(store, HEARD_WITHIN - 1).in_doubt
-        assert seen_after(store, HEARD_WITHIN + 1).in_doubt
-        assert "heard from 16 s ago" in seen_after(store, HEARD_WITHIN + 1).text()
+        assert not seen_after(store, LEASE - 1).in_doubt
+        assert seen_after(store, LEASE + 1).in_doubt
+        assert "heard from 16 s ago" in seen_after(store, LEASE + 1).text()
 
 
 def seen_after(store: Store, seconds: float) -> Standing:
@@ -173,7 +173,7 @@ def test_the_same_as_data(url: str) -> None:
     assert (record["id"], record["status"], record["answered"], record["requests"]) == (RUN, "running", 2, 8)
     assert record["state"] == STATE
     assert record["in_doubt"] is False
-    assert 0 <= record["heartbeat_age"] < HEARD_WITHIN
+    assert 0 <= record["heartbeat_age"] < LEASE
     attempts = [(a["epoch"], a["host"], a["pid"], a["outcome"], a["seconds"]) for a in record["attempts"]]
     assert attempts == [(1, "node-a", 4711, "interrupted", 65.0), (2, "node-a", 4711, None, 65.0)]
     (row,) = csv.DictReader(io.StringIO(status(url, "--format", "csv").stdout))

@@ -136,7 +136,7 @@ class FakeActor:
             answers = [*answers, world.random.choice(self.said)]
         self.said += answers
         ready = world.now >= self.ready_at
-        return Reply(tuple(answers), ready, bool(self.work), self.steps, world.now, 0, 0, "here", 1)
+        return Reply(tuple(answers), ready, self.steps, world.now, 0, 0, "here", 1)
 
 
 @dataclass
@@ -147,6 +147,7 @@ class FakeCrew:
     wanted: int
     actors: dict[str, FakeActor] = field(default_factory=dict)
     hired: int = 0
+    pending: bool = False  # new actors find no place
     late: list[tuple[tuple[int, int], Answer]] = field(default_factory=list)
 
     def hire(self) -> Hand | None:
@@ -156,7 +157,9 @@ class FakeCrew:
         self.hired += 1
         name = f"a{self.hired}"
         slowness = 0.9 if random.random() < 0.1 else 0.1
-        self.actors[name] = FakeActor(self.world, slowness, self.world.now + random.uniform(0, 3))
+        actor = FakeActor(self.world, slowness, self.world.now + random.uniform(0, 3))
+        actor.stopped = self.pending
+        self.actors[name] = actor
         return Hand(name, "cpu")
 
     def drop(self, name: str) -> None:
@@ -173,6 +176,10 @@ class FakeCrew:
 
     def replies(self, patience: float, everyone: bool = False) -> Iterator[tuple[str, Reply | Lost]]:
         self.world.now += patience * self.world.random.uniform(0.1, 2)
+        if self.world.trouble(0.002):  # the driver stands still, the actors do not
+            for actor in self.actors.values():
+                actor.live()
+            self.world.now += 2 * HANG
         for name, actor in list(self.actors.items()):
             actor.live()
             reply = actor.reply()
@@ -362,6 +369,67 @@ def test_a_poisonous_request_is_given_up_after_a_known_number_of_deaths() -> Non
         assert world.committed["greedy", 0].error
         assert world.deaths["greedy", 0] <= IN_COMPANY + ALONE
         assert [key for key, answer in world.committed.items() if answer.error] == [("greedy", 0)]
+
+
+def test_any_number_of_poisonous_requests_is_given_up_and_the_rest_is_answered() -> None:
+    for seed in range(50):
+        world = a_world(seed)
+        world.trouble_until = 0.0
+        world.requests = {
+            "greedy": [Request("t", doc, 0, RequestKind.GENERATE, "p", (1,)) for doc in range(20)]
+        }
+        world.poison = {("greedy", doc) for doc in range(6)}
+        driver = Driver(world, 1)
+        while not driver.finished:
+            driver.turn()
+        assert {key for key, answer in world.committed.items() if answer.error} == world.poison
+        assert len(world.committed) == 20
+
+
+def test_a_driver_that_stood_still_blames_no_actor() -> None:
+    for seed in range(50):
+        world = a_world(seed)
+        world.trouble_until, world.poison = 0.0, set()
+        driver = Driver(world, 2)
+        for _ in range(400):
+            if world.chance(0.1):
+                world.now += 3 * HANG
+            driver.turn()
+        assert driver.finished
+        assert driver.loop._view().losses == 0
+
+
+def test_an_actor_that_never_makes_its_first_step_is_replaced() -> None:
+    """It answers every poll; only its engine stands still."""
+    world = a_world(3)
+    world.trouble_until, world.poison = 0.0, set()
+    driver = Driver(world, 1)
+    first = driver.loop._crew
+    assert isinstance(first, FakeCrew)
+    driver.turn()
+    (actor,) = first.actors.values()
+    actor.ready_at, actor.step = 0.0, lambda: None
+    while not driver.finished:
+        driver.turn()
+    assert driver.loop._view().losses == 1
+
+
+def test_nodes_that_do_not_come_back_end_the_run() -> None:
+    world = a_world(3)
+    world.trouble_until, world.poison = 0.0, set()
+    driver = Driver(world, 1)
+    crew = driver.loop._crew
+    assert isinstance(crew, FakeCrew)
+    for _ in range(20):
+        driver.turn()
+        if crew.actors and not world.committed:
+            break
+    for actor in crew.actors.values():
+        actor.dead = "node"
+    crew.has_room = lambda: False  # type: ignore[method-assign]
+    crew.pending = True
+    with pytest.raises(RunFailed, match="no place for an actor"):
+        turn_for_ever(driver)
 
 
 def test_a_cluster_without_any_place_fails_the_run_after_a_while() -> None:
