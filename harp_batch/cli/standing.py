@@ -11,7 +11,6 @@ from harp_batch.cli import numbers
 from harp_batch.cli.output import UNDEFINED, Rows, cell, text_table
 from harp_batch.place import host_name
 from harp_batch.records import RunStatus
-from harp_batch.store import LEASE
 
 if TYPE_CHECKING:
     from harp_batch.store import Attempt, RunSummary
@@ -42,6 +41,8 @@ class Standing:
     @property
     def in_doubt(self) -> bool:
         """Whether the run counts as running and nobody seems to drive it."""
+        from harp_batch.store import LEASE
+
         running = self.run.status is RunStatus.RUNNING
         return running and (self.silence is None or self.silence > LEASE)
 

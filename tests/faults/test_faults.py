@@ -35,8 +35,6 @@ ON_NODES = Plan(
         Kind.DATABASE_RESTARTED,
         Kind.RAYLET_KILLED,
         Kind.DATABASE_RESTARTED,
-        Kind.ACTOR_KILLED,
-        Kind.DATABASE_RESTARTED,
         Kind.DRIVER_INTERRUPTED,
         Kind.DATABASE_AWAY,
     ),

@@ -119,14 +119,14 @@ def test_its_health_check_is_a_command_that_parses(name: str) -> None:
     parse(ray_cli, command)
 
 
-def parse(group: click.Group, command: list[str]) -> None:
+def parse(group: click.Group, command: list[str], parent: click.Context | None = None) -> None:
     """Read the arguments as the program would, with every option and argument, and do nothing."""
-    context = group.make_context(command[0], command[1:])
+    context = group.make_context(command[0], command[1:], parent=parent)
     rest = [*context._protected_args, *context.args]
     _, found, arguments = group.resolve_command(context, rest)
     assert found is not None
     if isinstance(found, click.Group):
-        parse(found, [found.name or "", *arguments])
+        parse(found, [found.name or "", *arguments], context)
     else:
         found.make_context(found.name, arguments, parent=context)
 

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from click.testing import CliRunner, Result
@@ -16,7 +17,7 @@ from harp_batch.cluster.jobs import Errand, Jobs
 from harp_batch.errors import ClusterError
 from harp_batch.job import parse_job
 from harp_batch.records import RunStatus
-from harp_batch.store import open_store
+from harp_batch.store import Attempt, Store, open_store
 from harp_batch.store.database import parse_url
 from tests.support.store_records import a_run
 
@@ -164,10 +165,20 @@ def test_a_run_that_is_done_is_not_resumed_in_a_cluster(sqlite_url: str, closed_
 def test_a_run_that_somebody_drives_is_not_resumed_in_a_cluster(sqlite_url: str, closed_port: int) -> None:
     with open_store(sqlite_url) as store:
         store.create_run(a_run(id=RUN))
-        store.acquire(RUN, "node-a", 4711, stale_after=15.0)
-    result = invoke("resume", RUN, "--detach", "--address", f"127.0.0.1:{closed_port}", url=sqlite_url)
+        attempt = store.acquire(RUN, "node-a#1", 4711, stale_after=15.0)
+        ended = Event()
+        beating = Thread(target=beat, args=(store, attempt, ended))
+        beating.start()
+        result = invoke("resume", RUN, "--detach", "--address", f"127.0.0.1:{closed_port}", url=sqlite_url)
+        ended.set()
+        beating.join()
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "is being driven by process 4711 on node-a" in result.stderr
+    assert "is being driven by node-a (process 4711)" in result.stderr
+
+
+def beat(store: Store, attempt: Attempt, ended: Event) -> None:
+    while not ended.wait(0.3):
+        store.heartbeat(attempt, {}, 0.0)
 
 
 def test_logs_need_a_cluster(sqlite_url: str, closed_port: int) -> None:
