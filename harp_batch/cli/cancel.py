@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -58,11 +59,14 @@ def _cancel(run: str, db_url: str, report: ProgressReport) -> RunSummary:
 
 def _cancel_if_known(run: str, db_url: str, report: ProgressReport) -> RunSummary | None:
     """Cancel what the driver, now stopped, may have created meanwhile; None where there is no such run."""
-    try:
-        return _cancel(run, db_url, report)
-    except RunNotFound:
-        click.echo(f"the driver of run {run} is stopped before it created the run", err=True)
-        return None
+    from harp_batch.store.database import is_sqlite, parse_url, sqlite_path
+
+    url = parse_url(db_url)
+    if not is_sqlite(url) or sqlite_path(url).exists():  # else the driver was to make it
+        with suppress(RunNotFound):
+            return _cancel(run, db_url, report)
+    click.echo(f"the driver of run {run} is stopped before it created the run", err=True)
+    return None
 
 
 def _stopped_in_the_cluster(run: str, address: str | None, report: ProgressReport) -> bool:
