@@ -38,12 +38,12 @@ FROM ${PYTHON}
 # a volume, is open to all.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp harp \
  && install --directory --mode=1777 /cache \
- && install --directory /data /work/jobs
+ && install --directory /data /app/jobs
 COPY --from=dependencies /opt/harp-batch /opt/harp-batch
 ENV PATH=/opt/harp-batch/bin:$PATH HOME=/tmp LOGNAME=harp PYTHONUNBUFFERED=1 XDG_CACHE_HOME=/cache
 COPY --chmod=0755 docker/on-cluster.sh /usr/local/bin/on-cluster
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     pip install --disable-pip-version-check --no-cache-dir --no-deps --no-index /wheel/*.whl
-WORKDIR /work
+WORKDIR /app
 USER 10001:10001
 CMD ["harp-batch", "--help"]

@@ -10,7 +10,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,8 +44,7 @@ class Reply:
 
     answers: tuple[tuple[LeaseId, Answer], ...]
     ready: bool  # the model is loaded
-    steps: int  # engine steps so far
-    clock: float  # seconds of the worker's own monotonic clock
+    steps: int  # engine steps so far; they must go on while it owes answers
     waiting: int  # requests that have no slot yet
     forward_tokens: int  # of all finished answers so far
     place: str  # see `place.here`
@@ -95,7 +93,6 @@ class Worker:
                 answers=answers,
                 ready=self._ready,
                 steps=self._steps,
-                clock=time.monotonic(),
                 waiting=self._waiting,
                 forward_tokens=self._forward_tokens,
                 place=here(),

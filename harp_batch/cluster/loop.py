@@ -146,7 +146,7 @@ class Loop:
         self._ever_ready = False
         self._failed_starts = 0  # in a row
         self._hire_at = 0.0  # not before this moment
-        self._alone_since: float | None = None  # when there was last nobody, and nobody to be hired
+        self._alone_since: float | None = None  # since when nobody has been heard who has a place
 
     def run(self) -> bool:
         """Have every request answered; return False where the watcher asked to stop before the end.
@@ -208,9 +208,10 @@ class Loop:
                 self._listen(name, reply)
 
     def _listen(self, name: str, reply: Reply) -> None:
-        self._members[name].heard(reply, self._clock.now(), owes=self._dispatcher.load(name) > 0)
-        if reply.ready:
+        member = self._members[name]
+        if reply.ready and not member.ready:
             self._ever_ready, self._failed_starts = True, 0
+        member.heard(reply, self._clock.now(), owes=self._dispatcher.load(name) > 0)
         by_lease: dict[LeaseId, list[Answer]] = defaultdict(list)
         for lease, answer in reply.answers:
             by_lease[lease].append(answer)

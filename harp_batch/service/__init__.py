@@ -153,19 +153,18 @@ def _cluster(spec: JobSpec, address: str | None, observer: Observer) -> Iterator
 
 def _execute(planned: Plan, wishes: Wishes, store: Store, observer: Observer) -> RunSummary:
     run_id = planned.run.id
-    with stop_signals() as stop:
-        attempt = _begin(store, run_id, observer)
-        with _failure_recorded(store, attempt):
-            observer.started(store.find_run(run_id))
-            with closing(Recorder(planned, store, attempt, observer, stop)) as recorder:
-                complete = decode(planned, wishes, recorder)
-                if complete:
-                    recorder.phase("computing the results")
-                    recorder.patiently(lambda: save_metrics(planned, store))
-            unfinished = RunStatus.CANCELLED if recorder.cancelled else RunStatus.INTERRUPTED
-            recorder.require_reachable()
-            recorder.patiently(lambda: store.end_attempt(attempt, RunStatus.DONE if complete else unfinished))
-            ended = recorder.patiently(lambda: store.find_run(run_id))
+    attempt = _begin(store, run_id, observer)  # may wait for a lease to run out, and Ctrl-C ends that at once
+    with stop_signals() as stop, _failure_recorded(store, attempt):
+        observer.started(store.find_run(run_id))
+        with closing(Recorder(planned, store, attempt, observer, stop)) as recorder:
+            complete = decode(planned, wishes, recorder)
+            if complete:
+                recorder.phase("computing the results")
+                recorder.patiently(lambda: save_metrics(planned, store))
+        unfinished = RunStatus.CANCELLED if recorder.cancelled else RunStatus.INTERRUPTED
+        recorder.require_reachable()
+        recorder.patiently(lambda: store.end_attempt(attempt, RunStatus.DONE if complete else unfinished))
+        ended = recorder.patiently(lambda: store.find_run(run_id))
     observer.finished(ended)
     return ended
 
@@ -186,7 +185,8 @@ def _failure_recorded(store: Store, attempt: Attempt) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        store.end_attempt(attempt, RunStatus.INTERRUPTED)
+        with suppress(HarpBatchError):
+            store.end_attempt(attempt, RunStatus.INTERRUPTED)
         raise
     except LeaseLost:
         raise

@@ -94,6 +94,7 @@ class FakeActor:
     steps: int = 0
     dead: str = ""
     stopped: bool = False
+    unstartable: bool = False
     unlucky: bool = False  # lost by chance, not by a request
 
     def live(self) -> None:
@@ -125,6 +126,8 @@ class FakeActor:
 
     def reply(self) -> Reply | Lost | None:
         world = self.world
+        if self.unstartable:
+            return Lost("no such module", blameless=True, never_started=True)
         if self.dead == "node":
             return Lost("its node is gone", blameless=True)
         if self.dead:
@@ -136,7 +139,7 @@ class FakeActor:
             answers = [*answers, world.random.choice(self.said)]
         self.said += answers
         ready = world.now >= self.ready_at
-        return Reply(tuple(answers), ready, self.steps, world.now, 0, 0, "here", 1)
+        return Reply(tuple(answers), ready, self.steps, 0, 0, "here", 1)
 
 
 @dataclass
@@ -147,6 +150,7 @@ class FakeCrew:
     wanted: int
     actors: dict[str, FakeActor] = field(default_factory=dict)
     hired: int = 0
+    unstartable: bool = False  # new actors cannot be set up
     pending: bool = False  # new actors find no place
     late: list[tuple[tuple[int, int], Answer]] = field(default_factory=list)
 
@@ -158,7 +162,7 @@ class FakeCrew:
         name = f"a{self.hired}"
         slowness = 0.9 if random.random() < 0.1 else 0.1
         actor = FakeActor(self.world, slowness, self.world.now + random.uniform(0, 3))
-        actor.stopped = self.pending
+        actor.stopped, actor.unstartable = self.pending, self.unstartable
         self.actors[name] = actor
         return Hand(name, "cpu")
 
@@ -412,6 +416,24 @@ def test_an_actor_that_never_makes_its_first_step_is_replaced() -> None:
     while not driver.finished:
         driver.turn()
     assert driver.loop._view().losses == 1
+
+
+def test_an_actor_that_cannot_start_beside_others_is_tried_ever_more_seldom() -> None:
+    world = a_world(3)
+    world.trouble_until, world.poison = 0.0, set()
+    driver = Driver(world, 2)
+    crew = driver.loop._crew
+    assert isinstance(crew, FakeCrew)
+    while not any(actor.steps for actor in crew.actors.values()):
+        driver.turn()
+    for actor in crew.actors.values():
+        actor.step = lambda: None  # type: ignore[method-assign]  # the work lasts
+    crew.unstartable = True
+    began, before = world.now, crew.hired
+    next(iter(crew.actors.values())).dead = "process"
+    while world.now < began + HANG - 2:
+        driver.turn()
+    assert 2 <= crew.hired - before <= 4  # after 2, 4 and 8 s
 
 
 def test_nodes_that_do_not_come_back_end_the_run() -> None:
